@@ -1,0 +1,101 @@
+"""Watchable shared state for software agents.
+
+General layout, each module importing only those above it:
+
+    errors      StateError and its children
+    model       what travels: Entry, Change, Snapshot, Set, Delete, Check
+    keys        the grammar of keys, scopes
+    values      isolation: how values are copied
+    checks      bad input, refused before anything has changed
+    flow        logic that never waits: operations, steps, run and arun
+    watch       Watch: the buffer, and the two ways to wait for it
+    hub         which watches does a change reach; recent changes
+    store       Store: the contract
+    aio         AsyncStore: the same, awaited
+    bridge      the other face of a store: .aio and .sync
+    middleware  logic around every operation
+    hooks       functions around reads and writes
+    registry    names and URLs to providers
+    providers   memory
+    demo, cli   the command line
+"""
+
+from stigmergy.aio import AsyncStore
+from stigmergy.errors import (
+    AccessDenied,
+    ClaimLost,
+    Compacted,
+    DamagedValue,
+    InvalidKey,
+    InvalidValue,
+    Lagged,
+    OutcomeUnknown,
+    ProviderNotFound,
+    RevisionConflict,
+    StateError,
+    StoreClosed,
+    StoreFull,
+    Unavailable,
+    Unsupported,
+    WatchClosed,
+)
+from stigmergy.flow import Call, Commit, Flow, GetEntry, Next, OpenWatch, Operation, Scan, Sleep, Step
+from stigmergy.hooks import Hooks, compose_hooks, with_hooks
+from stigmergy.keys import Scope, scoped_key
+from stigmergy.middleware import Middleware, apply_middleware
+from stigmergy.model import Change, Check, Delete, Entry, Op, Set, Snapshot
+from stigmergy.providers.memory import MemoryStore
+from stigmergy.registry import list_providers, open_async_store, open_store, register
+from stigmergy.store import Store
+from stigmergy.watch import Watch
+
+__all__ = [
+    "AccessDenied",
+    "AsyncStore",
+    "Call",
+    "Change",
+    "Check",
+    "ClaimLost",
+    "Commit",
+    "Compacted",
+    "DamagedValue",
+    "Delete",
+    "Entry",
+    "Flow",
+    "GetEntry",
+    "Hooks",
+    "InvalidKey",
+    "InvalidValue",
+    "Lagged",
+    "MemoryStore",
+    "Middleware",
+    "Next",
+    "Op",
+    "OpenWatch",
+    "Operation",
+    "OutcomeUnknown",
+    "ProviderNotFound",
+    "RevisionConflict",
+    "Scan",
+    "Scope",
+    "Set",
+    "Sleep",
+    "Snapshot",
+    "StateError",
+    "Step",
+    "Store",
+    "StoreClosed",
+    "StoreFull",
+    "Unavailable",
+    "Unsupported",
+    "Watch",
+    "WatchClosed",
+    "apply_middleware",
+    "compose_hooks",
+    "list_providers",
+    "open_async_store",
+    "open_store",
+    "register",
+    "scoped_key",
+    "with_hooks",
+]

@@ -1,0 +1,238 @@
+"""Hub: which watches does a change reach, and the ring of recent changes.
+
+A store owns one hub and one lock, and calls the hub with the lock held; what must not happen under the lock (waking,
+logging, letting go of values) is noted in `afterwards` and done by `act` after its release. Everything here can be
+interrupted and called again, on the same thread too: see *uninterrupted* in `watch.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from stigmergy.errors import Compacted
+from stigmergy.model import Change
+from stigmergy.watch import EveryChange, LatestState, Subscription, Watch
+
+if TYPE_CHECKING:
+    from stigmergy.flow import OpenWatch
+
+__all__ = ["Hub"]
+
+_Topics = dict[str, dict[Subscription, None]]
+_WHOLE = -1
+"""In place of the length of a prefix: the whole key."""
+
+
+class Hub:
+    """The watches of one store.
+
+    `settle` finishes, with the lock held, a commit that was interrupted. `changed` turns a record of the store's log
+    into a `Change`, once for all watches that it reaches; `deliver` turns that into the reader's own, outside the lock.
+    """
+
+    __slots__ = (
+        "_changed",
+        "_epoch",
+        "_history",
+        "_keys",
+        "_prefixes",
+        "_ring",
+        "afterwards",
+        "deliver",
+        "left",
+        "lock",
+        "revision",
+        "settle",
+    )
+
+    def __init__(
+        self,
+        *,
+        lock: AbstractContextManager[object],
+        settle: Callable[[], object],
+        changed: Callable[[Any], Change],
+        deliver: Callable[[Change], Change],
+        history: int,
+    ) -> None:
+        self.lock = lock
+        self.settle = settle
+        self.deliver = deliver
+        self.revision = 0
+        """The revision up to which everything was published."""
+        self.afterwards: deque[Any] = deque()
+        """What to do once the lock is released: subscriptions to wake; all else was just to be kept alive."""
+        self.left: deque[Subscription] = deque()
+        """Subscriptions to be removed; the finaliser of a watch may append here, and does nothing else."""
+        self._changed = changed
+        self._epoch = os.urandom(6).hex()
+        self._history = history
+        self._ring: list[Any] = [None] * history
+        """The record of revision r at r modulo its length: revisions are dense."""
+        self._keys: _Topics = {}
+        self._prefixes: dict[int, _Topics] = {}
+        """By the length of the prefix: a key is looked up once per length in use, however many prefixes there are."""
+
+    def publish(self, revision: int, key: str, record: object) -> object:
+        """Hand `record` to the watches it reaches, and remember it. Doing so again changes nothing.
+
+        Returns the record that had to be forgotten; keep it alive until the lock is released.
+        """
+        if self.left:
+            self.tidy()
+        if key in self._keys or self._prefixes:
+            self._fan_out(key, record)
+        forgotten = None
+        if revision > self.revision:  # uninterrupted
+            if self._history:
+                slot = revision % self._history
+                forgotten = self._ring[slot]
+                self._ring[slot] = record
+            self.revision = revision
+        return forgotten
+
+    def open(self, request: OpenWatch, current: Callable[[], Iterable[Change]]) -> Watch:
+        """Return a watch that is subscribed. `current` gives the present state, for `latest`. Raises `Compacted`."""
+        subscription = LatestState(self, request) if request.latest else EveryChange(self, request)
+        watch = Watch(subscription)
+        self._join(subscription)
+        while True:
+            start = self.revision
+            since = start if request.since is None or request.latest else self._moment(request.since)
+            loaded = subscription.load(current() if request.latest else self._recent(request, since))
+            if self.revision == start:  # uninterrupted
+                subscription.loaded = loaded
+                subscription.taken = since
+                subscription.seen = start
+                return watch
+
+    def leave(self, subscription: Subscription) -> None:
+        """End `subscription`; takes the lock itself."""
+        try:
+            with self.lock:
+                self.settle()
+                subscription.end()
+                self.afterwards.append(subscription)
+                self.left.append(subscription)
+                self.tidy()
+        finally:
+            self.act()
+
+    def tidy(self) -> None:
+        """Remove the subscriptions that left."""
+        while self.left:
+            subscription = self.left[0]
+            subscription.end()
+            for length, name in _places(subscription):
+                topics = self._topics(length)
+                members = topics.get(name, {})
+                members.pop(subscription, None)
+                if not members and name in topics and topics[name] is members:  # uninterrupted
+                    del topics[name]
+                if not topics and length in self._prefixes and self._prefixes[length] is topics:  # uninterrupted
+                    del self._prefixes[length]
+            if self.left and self.left[0] is subscription:  # uninterrupted
+                del self.left[0]
+
+    def end(self) -> None:
+        """End all watches: the store is closed, or lives on in a child process."""
+        for subscription in self._everybody():
+            subscription.end()
+            self.afterwards.append(subscription)
+            self.left.append(subscription)
+        self.tidy()
+
+    def act(self) -> None:
+        """Do what was put off until the lock was released."""
+        try:
+            while self.afterwards:
+                try:
+                    item = self.afterwards.popleft()
+                except IndexError:
+                    return
+                if isinstance(item, Subscription):
+                    item.wake_all() if item.ended else item.wake()
+        except BaseException:
+            # Interrupted with an item in hand. A needless wake-up does no harm, a lost one does: wake them all.
+            with self.lock:
+                everybody = self._everybody()
+            for subscription in everybody:
+                subscription.wake_all()
+            raise
+
+    def bookmark(self, revision: int) -> str:
+        """The name of the moment of `revision` in this life of the store."""
+        return f"{self._epoch}.{revision}"
+
+    def forget_watches(self) -> None:
+        """Start with no watches in a child process; those of the parent end."""
+        for subscription in self._everybody():
+            subscription.waiters.clear()
+        self.end()
+        self.afterwards.clear()
+
+    def _fan_out(self, key: str, record: object) -> None:
+        reached = self._reached(key)
+        if reached:
+            change = self._changed(record)
+            for subscription in reached:
+                subscription.put(change)
+
+    def _reached(self, key: str) -> list[Subscription]:
+        # The copies are private: whoever interrupts may subscribe or leave.
+        reached = list(self._keys.get(key, {}).copy())
+        for length, topics in self._prefixes.copy().items():
+            reached += list(topics.get(key[:length], {}).copy())
+        return reached
+
+    def _everybody(self) -> list[Subscription]:
+        topics = [self._keys.copy(), *(topics.copy() for topics in self._prefixes.copy().values())]
+        return list(dict.fromkeys(member for names in topics for members in names.values() for member in members.copy()))
+
+    def _topics(self, length: int) -> _Topics:
+        return self._keys if length == _WHOLE else self._prefixes.setdefault(length, {})
+
+    def _join(self, subscription: Subscription) -> None:
+        self.tidy()
+        for length, name in _places(subscription):
+            while True:
+                topics = self._topics(length)
+                members = topics.setdefault(name, {})
+                members[subscription] = None
+                if self._topics(length) is topics and topics.get(name) is members:
+                    break  # else somebody struck between these lines, and tidied away what was still empty
+
+    def _moment(self, since: int | str) -> int:
+        """The revision that `since` names, if this store can go on from there."""
+        oldest = max(1, self.revision - self._history + 1)
+        if isinstance(since, str):
+            epoch, _, digits = since.rpartition(".")
+            if not (epoch and digits.isdecimal()):
+                raise ValueError("since is neither a revision nor a bookmark")
+            revision = int(digits) if epoch == self._epoch else -1
+        else:
+            revision = since
+        if not oldest - 1 <= revision <= self.revision:
+            raise Compacted(since, oldest)
+        return revision
+
+    def _recent(self, request: OpenWatch, since: int) -> list[Change]:
+        """The changes after `since` that match."""
+        if since == self.revision:
+            return []
+        ring = self._ring.copy()
+        changes = [self._changed(ring[revision % self._history]) for revision in range(since + 1, self.revision + 1)]
+        if request.prefix is None:
+            return [change for change in changes if change.key in request.keys]
+        return [change for change in changes if change.key.startswith(request.prefix)]
+
+
+def _places(subscription: Subscription) -> Iterator[tuple[int, str]]:
+    """Where `subscription` is, or would be, a member: the length and the text of what it watches."""
+    for key in subscription.keys:
+        yield _WHOLE, key
+    if subscription.prefix is not None:
+        yield len(subscription.prefix), subscription.prefix

@@ -1,0 +1,157 @@
+"""Middleware: logic around every operation of a store, written once for both colours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, TypeAlias, overload
+
+from stigmergy.aio import AsyncStore
+from stigmergy.flow import Call, Commit, Flow, GetEntry, OpenWatch, Operation, Scan, arun, run
+from stigmergy.model import Check, Delete, Entry, Set, Snapshot
+from stigmergy.store import Store
+from stigmergy.watch import Watch
+
+__all__ = ["Middleware", "apply_middleware"]
+
+Middleware: TypeAlias = Callable[[Operation[Any]], Flow[Any]]
+"""A generator function around one operation: it yields that operation, or another, or several, or raises.
+
+It must let operations of a type it does not know through if it observes, and refuse them if it guards.
+"""
+
+
+@overload
+def apply_middleware(store: Store, *middleware: Middleware) -> Store: ...
+@overload
+def apply_middleware(store: AsyncStore, *middleware: Middleware) -> AsyncStore: ...
+def apply_middleware(store: Store | AsyncStore, *middleware: Middleware) -> Store | AsyncStore:
+    """Return `store` with `middleware` around each of its operations, the first one outermost.
+
+    Whatever the store can do, the result can: reads, conditional writes, commits, scans and watches all pass through,
+    and none goes around. Its other face (`aio`, `sync`) is wrapped by the same chain. Applied to the result again, more
+    middleware extends the chain on the outside. Closing the result closes the store.
+
+    Around `OpenWatch` on an `AsyncStore` only that `OpenWatch` and a plain `Call` may be yielded, for `watch()` returns
+    at once; anything else is a `TypeError`.
+    """
+    for function in middleware:
+        if not callable(function):
+            raise TypeError(f"a middleware is a generator function, not a {type(function).__name__}")
+    if isinstance(store, AsyncStore):
+        return _wrapped(store.sync, middleware).aio
+    return _wrapped(store, middleware)
+
+
+def _wrapped(store: Store, middleware: tuple[Middleware, ...]) -> _MiddlewareStore:
+    if isinstance(store, _MiddlewareStore):
+        return _MiddlewareStore(store.inner, middleware + store.chain)
+    return _MiddlewareStore(store, middleware)
+
+
+class _MiddlewareStore(Store):
+    """A store whose operations pass through a chain of middleware on the way to `inner`."""
+
+    def __init__(self, inner: Store, chain: tuple[Middleware, ...]) -> None:
+        self.inner = inner
+        self.chain = chain
+        self.capabilities = inner.capabilities
+        self.blocking = inner.blocking
+        self._through = _chained(chain, _around, partial(_apply, inner))
+        self._aio = _AsyncMiddlewareStore(self)
+
+    def get_entry(self, key: str) -> Entry | None:
+        entry: Entry | None = self._through(GetEntry(key))
+        return entry
+
+    def scan(
+        self, prefix: str = "", *, keys: Iterable[str] | None = None, after: str | None = None, limit: int | None = None
+    ) -> Snapshot:
+        snapshot: Snapshot = self._through(Scan(prefix, keys=keys, after=after, limit=limit))
+        return snapshot
+
+    def commit(self, *writes: Set | Delete | Check) -> tuple[int | None, ...]:
+        revisions: tuple[int | None, ...] = self._through(Commit(writes))
+        return revisions
+
+    def open_watch(self, request: OpenWatch) -> Watch:
+        watch: Watch = self._through(request)
+        return watch
+
+    def close(self) -> None:
+        self.inner.close()
+
+    def _perform(self, operation: Operation[Any]) -> Any:
+        return self._through(operation)
+
+
+class _AsyncMiddlewareStore(AsyncStore):
+    """The async face of a `_MiddlewareStore`: the same chain, on the way to the async face of the same store."""
+
+    def __init__(self, store: _MiddlewareStore) -> None:
+        inner = store.inner.aio
+        self.capabilities = store.capabilities
+        self._sync = store
+        self._inner = inner
+        self._through = _chained(store.chain, _around_awaiting, partial(_apply, inner))
+        self._through_at_once = _chained(store.chain, _around_at_once, partial(_apply_at_once, inner))
+
+    async def get_entry(self, key: str) -> Entry | None:
+        entry: Entry | None = await self._through(GetEntry(key))
+        return entry
+
+    async def scan(
+        self, prefix: str = "", *, keys: Iterable[str] | None = None, after: str | None = None, limit: int | None = None
+    ) -> Snapshot:
+        snapshot: Snapshot = await self._through(Scan(prefix, keys=keys, after=after, limit=limit))
+        return snapshot
+
+    async def commit(self, *writes: Set | Delete | Check) -> tuple[int | None, ...]:
+        revisions: tuple[int | None, ...] = await self._through(Commit(writes))
+        return revisions
+
+    def open_watch(self, request: OpenWatch) -> Watch:
+        watch: Watch = self._through_at_once(request)
+        return watch
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+    def _perform(self, operation: Operation[Any]) -> Any:
+        return self._through_at_once(operation) if isinstance(operation, OpenWatch) else self._through(operation)
+
+
+_Perform: TypeAlias = Callable[[Operation[Any]], Any]
+_Around: TypeAlias = Callable[[Middleware, _Perform, Operation[Any]], Any]
+
+
+def _chained(chain: tuple[Middleware, ...], around: _Around, perform: _Perform) -> _Perform:
+    for function in reversed(chain):
+        perform = partial(around, function, perform)
+    return perform
+
+
+def _around(function: Middleware, perform: _Perform, operation: Operation[Any]) -> Any:
+    return run(function(operation), perform)
+
+
+async def _around_awaiting(function: Middleware, perform: _Perform, operation: Operation[Any]) -> Any:
+    return await arun(function(operation), perform)
+
+
+def _around_at_once(function: Middleware, perform: _Perform, operation: Operation[Any]) -> Any:
+    return run(function(_only_watch(operation)), perform, steps=Call)
+
+
+def _apply(store: Store | AsyncStore, operation: Operation[Any]) -> Any:
+    return operation.apply(store)
+
+
+def _apply_at_once(store: AsyncStore, operation: Operation[Any]) -> Any:
+    return _only_watch(operation).apply(store)
+
+
+def _only_watch(operation: Operation[Any]) -> OpenWatch:
+    if not isinstance(operation, OpenWatch):
+        raise TypeError(f"around OpenWatch on an async store only that, or a plain Call, can be yielded, not {operation.name}")
+    return operation

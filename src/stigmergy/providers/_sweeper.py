@@ -1,0 +1,60 @@
+"""The thread that makes deadlines into changes when nobody else comes by."""
+
+from __future__ import annotations
+
+from _thread import start_new_thread
+from collections.abc import Callable
+from functools import partial
+from math import inf
+from queue import Empty, SimpleQueue
+from weakref import WeakMethod
+
+__all__ = ["Sweeper"]
+
+_LONGEST_SLEEP = 3600.0
+
+
+class Sweeper:
+    """Calls `sweep` whenever a deadline is due; `sweep` returns the seconds until the next one, or `None`.
+
+    The thread is started by the first `wake`, holds `sweep` weakly, and ends with its object. It parks on a
+    `SimpleQueue` and is started by `start_new_thread`, because both may be used inside a signal handler or a
+    finaliser; `threading.Thread.start` deadlocks there if it was the one interrupted.
+    """
+
+    __slots__ = ("_calls", "_started", "_sweep", "until")
+
+    def __init__(self, sweep: Callable[[], float | None]) -> None:
+        self.until = inf
+        """The deadline that it sleeps for: whoever brings an earlier one wakes it. Kept by `sweep`."""
+        self._calls: SimpleQueue[bool] = SimpleQueue()
+        self._sweep = WeakMethod(sweep, partial(_stop, self._calls))
+        self._started = False
+
+    def wake(self) -> None:
+        """Call `sweep` now."""
+        self.until = -inf
+        if self._started:
+            self._calls.put(True)
+        else:
+            self._started = True
+            start_new_thread(_sweep_for_ever, (self._sweep, self._calls))
+
+    def stop(self) -> None:
+        """End the thread."""
+        _stop(self._calls)
+
+
+def _stop(calls: SimpleQueue[bool], _: object = None) -> None:
+    calls.put(False)
+
+
+def _sweep_for_ever(reference: WeakMethod[Callable[[], float | None]], calls: SimpleQueue[bool]) -> None:
+    go_on = True
+    while go_on and (sweep := reference()) is not None:
+        wait = sweep()
+        del sweep
+        try:
+            go_on = calls.get(timeout=None if wait is None else min(wait, _LONGEST_SLEEP))
+        except Empty:
+            pass

@@ -1,0 +1,482 @@
+"""The in-process store: a dict, one lock, a hub.
+
+A commit becomes a fact in one place, the *commit point* (`_commit_while_locked`), which nothing can interrupt. What
+follows from it, the dict, the ring and the watches, is *settled* from there by whoever comes next, be it the committer,
+or somebody who struck the same thread in between, or another thread after the committer was interrupted. Everybody who
+takes the lock settles first; readers, who take no lock, see that a commit is unsettled and then do the same.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from heapq import heapify, heappop, heappush
+from itertools import islice, takewhile
+from math import inf
+from threading import RLock
+from typing import Any, TypeAlias
+from urllib.parse import parse_qsl, urlsplit
+from weakref import ref
+
+from stigmergy.errors import InvalidValue, RevisionConflict, StoreClosed, StoreFull
+from stigmergy.flow import Commit, OpenWatch, Scan
+from stigmergy.hub import Hub
+from stigmergy.keys import check_key
+from stigmergy.model import Change, Check, Delete, Entry, Meta, Op, Set, Snapshot, Ttl, Write
+from stigmergy.providers._sorted import SortedKeys
+from stigmergy.providers._sweeper import Sweeper
+from stigmergy.store import Store
+from stigmergy.values import SCALARS, isolate
+from stigmergy.watch import Watch
+
+__all__ = ["MemoryStore"]
+
+# Plain tuples, because a write builds two of them: a NamedTuple takes four times as long (benchmark: set).
+_Stored: TypeAlias = tuple[Any, int, str | None, float, float | None, Meta | None, float]
+"""An `Entry` as the dict keeps it, and its deadline by the store's clock (infinite: none)."""
+_Record: TypeAlias = tuple[str, _Stored, _Stored | None, int, Op, bool]
+"""One change, as the ring keeps it: key, what is stored now (for a `DELETE`: no value, but who, when and at which
+revision), what was before, the revision of the commit, the op, whether it expired."""
+
+_DEADLINE = 6
+_REVISION = 1
+_SET, _DELETE = Op.SET, Op.DELETE
+_CLOSED: tuple[_Record, ...] = ()
+"""The commit that never settles: whoever would take the quick way past the lock is stopped by it, and looks closer."""
+
+
+class MemoryStore(Store):
+    """Shared state within one process. Forgets everything when the process ends.
+
+    Args:
+        history: how many of the last changes are remembered for `since=`. The values that they replaced or deleted
+            stay alive as long; 0 remembers none.
+        copy: what isolates values, on their way in and out. `None` shares live objects: whoever changes one changes it
+            for everybody, without a revision and without a change. Only for values that nobody changes.
+        max_entries: how many entries there may be; a commit that would leave more is `StoreFull`.
+        clock: seconds, never going back; ttls are measured by it.
+    """
+
+    blocking = False
+
+    def __init__(
+        self,
+        *,
+        history: int = 1024,
+        copy: Callable[[Any], Any] | None = isolate,
+        max_entries: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if history < 0:
+            raise ValueError(f"history must not be negative, not {history}")
+        if max_entries is not None and max_entries < 1:
+            raise ValueError(f"max_entries must be at least 1, not {max_entries}")
+        self.capabilities = frozenset({"resumable"} if history else ()) | frozenset({"isolated"} if copy else ())
+        self._copy = _shared if copy is None else copy
+        self._scalars = SCALARS if copy is isolate else frozenset[type]()
+        """The types of values that need no copy."""
+        self._max_entries = inf if max_entries is None else max_entries
+        self._clock = clock
+        self._lock = RLock()
+        self._entries: dict[str, _Stored] = {}
+        self._revision = 0
+        """The revision of the last commit."""
+        self._pending: tuple[_Record, ...] | None = None
+        """The last commit, unless it is settled."""
+        self._deadlines: list[tuple[float, str]] = []
+        """A heap with, for each entry that has a deadline, the deadline and the key; and some that are outdated."""
+        self._deadlines_worth_tidying = 64
+        self._sorted: SortedKeys | None = None
+        """The keys in order, but for those in `_touched`; `None` until somebody scans."""
+        self._touched: list[str] = []
+        self._hub = Hub(lock=self._lock, settle=self._settle, changed=_changed, deliver=self._deliver, history=history)
+        self._sweeper = Sweeper(self._sweep)
+        _stores[id(self)] = ref(self, partial(_forget, id(self)))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        if type(key) is str and self._pending is None:
+            stored = self._entries.get(key)
+            if stored is not None and stored[_DEADLINE] == inf:
+                value = stored[0]
+                return value if type(value) in self._scalars else self._copied(key, value)
+        return super().get(key, default)
+
+    def get_entry(self, key: str) -> Entry | None:
+        key = check_key(key)
+        stored = self._entries.get(key) if self._pending is None else self._read_locked(key)
+        if stored is not None and stored[_DEADLINE] < inf and stored[_DEADLINE] <= self._clock():
+            stored = self._read_locked(key)
+        return None if stored is None else self._entry(key, stored)
+
+    def set(self, key: str, value: Any, *, if_revision: int | None = None, ttl: Ttl = None) -> int:
+        if if_revision is not None or ttl is not None or self._max_entries < inf:
+            return super().set(key, value, if_revision=if_revision, ttl=ttl)
+        if type(key) is not str or key not in self._entries:
+            key = check_key(key)
+        if type(value) not in self._scalars:
+            value = self._copied(key, value)
+        try:
+            with self._lock:
+                while True:
+                    if self._pending is not None or self._deadlines:
+                        self._enter_while_locked()
+                    seen = self._revision
+                    revision = seen + 1
+                    stored = (value, revision, None, time.time(), None, None, inf)
+                    pending = ((key, stored, self._entries.get(key), revision, _SET, False),)
+                    if self._commit_while_locked(seen, pending):
+                        break
+                forgotten = self._settle()  # noqa: F841, kept alive until the lock is released
+        finally:
+            if self._hub.afterwards:
+                self._hub.act()
+        return revision
+
+    def commit(self, *writes: Set | Delete | Check) -> tuple[int | None, ...]:
+        checked = tuple([self._isolated(write) for write in Commit(writes).writes])
+        try:
+            with self._lock:
+                while True:
+                    now = self._enter_while_locked()
+                    seen = self._revision
+                    pending, revisions = self._decide(checked, seen, now)
+                    if not pending or self._commit_while_locked(seen, pending):
+                        break
+                forgotten = self._settle()  # noqa: F841, kept alive until the lock is released
+        finally:
+            self._hub.act()
+        return revisions
+
+    def scan(
+        self, prefix: str = "", *, keys: Iterable[str] | None = None, after: str | None = None, limit: int | None = None
+    ) -> Snapshot:
+        request = Scan(prefix, keys=keys, after=after, limit=limit)
+        try:
+            with self._lock:
+                while True:
+                    self._enter_while_locked()
+                    seen = self._revision
+                    found = dict(islice(self._matching(request), request.limit))
+                    if self._revision == seen:
+                        return Snapshot(found, self._entry, seen, self._hub.bookmark(seen))
+        finally:
+            self._hub.act()
+
+    def open_watch(self, request: OpenWatch) -> Watch:
+        try:
+            with self._lock:
+                self._enter_while_locked()
+                return self._hub.open(request, partial(self._current, request))
+        finally:
+            self._hub.act()
+
+    def close(self) -> None:
+        try:
+            with self._lock:
+                while self._pending is not _CLOSED:
+                    self._settle()
+                    if self._pending is None:  # uninterrupted
+                        self._pending = _CLOSED
+                self._hub.end()
+                entries, self._entries = self._entries, {}  # noqa: F841, kept alive until the lock is released
+        finally:
+            self._sweeper.stop()
+            self._hub.act()
+
+    # -- the commit ----------------------------------------------------------------------------------------------------
+
+    def _enter_while_locked(self) -> float:
+        """Settle, and make due deadlines into changes; return the time. Raises `StoreClosed`."""
+        self._settle()
+        if self._pending is _CLOSED:
+            raise StoreClosed
+        now = self._clock()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            self._expire_while_locked(self._deadlines[0], now)
+        if self._deadlines and self._deadlines[0][0] < self._sweeper.until:
+            self._sweeper.wake()
+        return now
+
+    def _decide(
+        self, writes: tuple[Write, ...], seen: int, now: float
+    ) -> tuple[tuple[_Record, ...], tuple[int | None, ...]]:
+        """What `writes` would change after revision `seen`: the records, and the revision of each write."""
+        entries = self._entries
+        changing = grown = 0
+        for write in writes:
+            before = entries.get(write.key)
+            actual = 0 if before is None else before[_REVISION]
+            if write.if_revision is not None and write.if_revision != actual:
+                raise RevisionConflict(write.key, write.if_revision, actual)
+            changing += _changes(write, before)
+            grown += _grows(write, before)
+        if len(entries) + grown > self._max_entries:
+            raise StoreFull(int(self._max_entries))
+        wrote, revision, last = time.time(), seen, seen + changing
+        pending: list[_Record] = []
+        revisions: list[int | None] = []
+        for write in writes:
+            before = entries.get(write.key)
+            if isinstance(write, Check) or not _changes(write, before):
+                revisions.append(None)
+                continue
+            revision += 1
+            revisions.append(revision)
+            if isinstance(write, Set):
+                expires, deadline = _deadline(write.ttl, before, wrote, now)
+                stored = (write.value, revision, write.writer, wrote, expires, write.meta, deadline)
+                pending.append((write.key, stored, before, last, _SET, False))
+            else:
+                stored = (None, revision, write.writer, wrote, None, write.meta, inf)
+                pending.append((write.key, stored, before, last, _DELETE, False))
+        return tuple(pending), tuple(revisions)
+
+    def _commit_while_locked(self, seen: int, pending: tuple[_Record, ...]) -> bool:
+        """The commit point: make `pending` a fact, unless somebody struck and wrote since revision `seen` was read."""
+        last = seen + len(pending)
+        if self._revision == seen and self._pending is None:  # uninterrupted
+            self._pending = pending
+            self._revision = last
+            return True
+        return False
+
+    def _settle(self) -> object:
+        """Let the dict, the ring and the watches follow the last commit. Doing so again changes nothing.
+
+        Returns what was forgotten on the way; keep it alive until the lock is released.
+        """
+        pending = self._pending
+        if not pending:
+            return None
+        forgotten: object = None
+        for record in pending:
+            key, stored, before, _, op, _ = record
+            if stored[_DEADLINE] < inf:
+                self._schedule(stored[_DEADLINE], key)
+            if self._sorted is not None and (op is _DELETE or before is None):
+                self._touch(key)
+            if self._pending is not pending:
+                return forgotten  # somebody struck, settled all of this, and may have written since
+            # uninterrupted, since that look
+            if op is _SET:
+                self._entries[key] = stored
+            elif key in self._entries:
+                del self._entries[key]
+            forgotten = forgotten, self._hub.publish(stored[_REVISION], key, record)
+        if self._pending is pending:  # uninterrupted
+            self._pending = None
+        return forgotten
+
+    def _read_locked(self, key: str) -> _Stored | None:
+        """Read when the quick way is barred: a commit is unsettled, a deadline has passed, or the store is closed."""
+        try:
+            with self._lock:
+                self._enter_while_locked()
+                return self._entries.get(key)
+        finally:
+            self._hub.act()
+
+    # -- deadlines -----------------------------------------------------------------------------------------------------
+
+    def _expire_while_locked(self, due: tuple[float, str], now: float) -> None:
+        """Make the first of the deadlines into a change, unless its entry is no longer the same."""
+        key = due[1]
+        seen = self._revision
+        before = self._entries.get(key)
+        if before is not None and before[_DEADLINE] <= now:
+            stored = (None, seen + 1, None, time.time(), None, None, inf)
+            if not self._commit_while_locked(seen, ((key, stored, before, seen + 1, _DELETE, True),)):
+                return
+            self._settle()
+        if self._deadlines and self._deadlines[0] is due:
+            heappop(self._deadlines)
+
+    def _schedule(self, deadline: float, key: str) -> None:
+        if len(self._deadlines) > self._deadlines_worth_tidying:
+            self._tidy_deadlines()
+        heappush(self._deadlines, (deadline, key))
+        if deadline < self._sweeper.until:
+            self._sweeper.wake()
+
+    def _tidy_deadlines(self) -> None:
+        """Drop the deadlines of entries that were replaced since: renewing one entry for ever must not cost memory."""
+        seen = self._revision
+        entries = self._entries.copy()
+        kept = [(stored[_DEADLINE], key) for key, stored in entries.items() if stored[_DEADLINE] < inf]
+        heapify(kept)
+        worth = 2 * len(kept) + len(entries) // 8 + 64
+        if self._revision == seen:  # uninterrupted
+            self._deadlines = kept
+            self._deadlines_worth_tidying = worth
+
+    def _sweep(self) -> float | None:
+        try:
+            with self._lock:
+                now = self._enter_while_locked()
+                if not self._deadlines:
+                    self._sweeper.until = inf
+                    return None
+                self._sweeper.until = self._deadlines[0][0]
+                return self._sweeper.until - now
+        except StoreClosed:
+            return None
+        finally:
+            self._hub.act()
+
+    # -- keys in order -------------------------------------------------------------------------------------------------
+
+    def _matching(self, request: Scan) -> Iterator[tuple[str, _Stored]]:
+        names: Iterable[str]
+        if request.keys is None:
+            names = self._beginning_with(request.prefix, request.after)
+        else:
+            names = (key for key in sorted(request.keys) if request.after is None or key > request.after)
+        for name in names:
+            stored = self._entries.get(name)
+            if stored is not None:
+                yield name, stored
+
+    def _beginning_with(self, prefix: str, after: str | None) -> Iterator[str]:
+        ordered = self._in_order()
+        rest = ordered.starting_at(prefix) if after is None or after < prefix else ordered.starting_at(after, after=True)
+        return takewhile(lambda key: key.startswith(prefix), rest)
+
+    def _in_order(self) -> SortedKeys:
+        while True:
+            seen = self._revision
+            ordered, touched = self._sorted, self._touched
+            self._sorted, self._touched = None, []  # taken out: if this is interrupted, the next one starts anew
+            if ordered is None:
+                ordered = SortedKeys(self._entries.copy())
+            for key in touched:
+                ordered.add(key) if key in self._entries else ordered.discard(key)
+            if self._revision == seen:  # uninterrupted
+                self._sorted = ordered
+                return ordered
+
+    def _touch(self, key: str) -> None:
+        self._touched.append(key)
+        if len(self._touched) > len(self._entries) + 1000:  # nobody has scanned for long: sort anew when somebody does
+            self._sorted = None
+            self._touched = []
+
+    # -- values --------------------------------------------------------------------------------------------------------
+
+    def _copied(self, key: str, value: Any) -> Any:
+        try:
+            return self._copy(value)
+        except InvalidValue:
+            raise
+        except Exception as error:
+            raise InvalidValue(key, type(value).__name__) from error
+
+    def _isolated(self, write: Write) -> Write:
+        if isinstance(write, Set) and type(write.value) not in self._scalars:
+            return write._replace(value=self._copied(write.key, write.value))
+        return write
+
+    def _entry(self, key: str, stored: _Stored) -> Entry:
+        value, revision, writer, wrote, expires, meta, _ = stored
+        return Entry(self._copied(key, value), revision, writer, wrote, expires, None if meta is None else dict(meta))
+
+    def _deliver(self, change: Change) -> Change:
+        value = self._copied(change.key, change.value)
+        old_value = self._copied(change.key, change.old_value)
+        if value is change.value and old_value is change.old_value and change.meta is None:
+            return change
+        meta = None if change.meta is None else dict(change.meta)
+        return change._replace(value=value, old_value=old_value, meta=meta)
+
+    def _current(self, request: OpenWatch) -> list[Change]:
+        """The present state as changes, in the order of revisions."""
+        scan = Scan(keys=request.keys) if request.prefix is None else Scan(request.prefix)
+        found = sorted(self._matching(scan), key=lambda item: item[1][_REVISION])
+        return [_changed((key, stored, None, stored[_REVISION], _SET, False)) for key, stored in found]
+
+    def _live_on_in_child(self) -> None:
+        self._hub.forget_watches()
+        self._sweeper = Sweeper(self._sweep)
+
+
+def open_memory(url: str, **options: Any) -> MemoryStore:
+    """What `open_store` calls: a new store, with `options`, and those in the query (`memory://?history=0`)."""
+    parts = urlsplit(url)
+    if parts.netloc or parts.path not in ("", "/", "memory", "inmemory"):
+        raise ValueError("a memory store has no name: every call opens a new one")
+    for name, number in parse_qsl(parts.query, keep_blank_values=True):
+        if name not in ("history", "max_entries") or not number.isdecimal():
+            raise ValueError(f"a memory store has no option {name!r} of this kind in its URL")
+        options.setdefault(name, int(number))
+    return MemoryStore(**options)
+
+
+def _changed(record: _Record) -> Change:
+    key, stored, before, commit, op, expired = record
+    value, revision, writer, wrote, _, meta, _ = stored
+    old_value, old_revision = (None, 0) if before is None else before[:2]
+    return Change(op, key, value, old_value, revision, old_revision, commit, writer, wrote, expired, 0, meta)
+
+
+def _changes(write: Write, before: _Stored | None) -> bool:
+    return isinstance(write, Set) or (isinstance(write, Delete) and before is not None)
+
+
+def _grows(write: Write, before: _Stored | None) -> int:
+    """How many entries more there are after `write`."""
+    if isinstance(write, Set):
+        return before is None
+    return -(isinstance(write, Delete) and before is not None)
+
+
+def _deadline(ttl: Ttl, before: _Stored | None, wrote: float, now: float) -> tuple[float | None, float]:
+    """When the new entry is gone: by the epoch, for people, and by the store's clock."""
+    if ttl is None or (ttl == "keep" and before is None):
+        return None, inf
+    if ttl == "keep":
+        assert before is not None
+        return before[4], before[_DEADLINE]
+    return wrote + ttl, now + ttl
+
+
+def _shared(value: Any) -> Any:
+    return value
+
+
+# -- fork: hold every lock while it happens, so that the child's copy is nobody's half-done work ------------------------
+
+_stores: dict[int, ref[MemoryStore]] = {}
+_held: list[MemoryStore] = []
+
+
+def _forget(store: int, _: object) -> None:
+    _stores.pop(store, None)
+
+
+def _hold_all() -> None:
+    while not all(map(_hold, [store for reference in _stores.copy().values() if (store := reference()) is not None])):
+        _release_all()
+
+
+def _hold(store: MemoryStore) -> bool:
+    """Wait for the store's lock, but not for long: its holder may itself be waiting for a lock already held here."""
+    held = store._lock.acquire(timeout=0.01)
+    if held:
+        _held.append(store)
+    return held
+
+
+def _release_all() -> None:
+    while _held:
+        _held.pop()._lock.release()
+
+
+def _release_all_in_child() -> None:
+    for store in _held:
+        store._live_on_in_child()
+    _release_all()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(before=_hold_all, after_in_parent=_release_all, after_in_child=_release_all_in_child)
