@@ -84,23 +84,22 @@ def check_timeout(timeout: float | None) -> float:
 def _check_write(write: Write) -> Write:
     if isinstance(write, Set):
         key, value, if_revision, ttl, writer, meta = write
-        return Set(
-            check_key(key), value, _check_revision(if_revision), _check_ttl(ttl), _check_writer(writer), _check_meta(meta)
-        )
+        condition, stamps = _check_condition(if_revision), (_check_writer(writer), _check_meta(meta))
+        return Set(check_key(key), value, condition, _check_ttl(ttl), *stamps)
     if isinstance(write, Delete):
         key, if_revision, writer, meta = write
-        return Delete(check_key(key), _check_revision(if_revision), _check_writer(writer), _check_meta(meta))
+        return Delete(check_key(key), _check_condition(if_revision), _check_writer(writer), _check_meta(meta))
     if isinstance(write, Check):
         key, expected = write
-        if expected is None:
-            raise ValueError("a Check needs a revision")
         return Check(check_key(key), _check_revision(expected))
     raise TypeError(f"a write is a Set, a Delete or a Check, not a {type(write).__name__}")
 
 
-def _check_revision(revision: int | None) -> int | None:
-    if revision is None:
-        return None
+def _check_condition(if_revision: int | None) -> int | None:
+    return None if if_revision is None else _check_revision(if_revision)
+
+
+def _check_revision(revision: int) -> int:
     if not isinstance(revision, int):
         raise TypeError(f"if_revision is an int, not a {type(revision).__name__}")
     if revision < 0:
@@ -128,7 +127,7 @@ def _check_meta(meta: Meta | None) -> Meta | None:
     if not isinstance(meta, Mapping):
         raise TypeError(f"meta is a mapping of str to str, not a {type(meta).__name__}")
     plain = {_text(name): _text(text) for name, text in meta.items()}
-    if sum(len(name.encode("utf-8", "replace")) + len(text.encode("utf-8", "replace")) for name, text in plain.items()) > _MAX_META_BYTES:
+    if sum(len(text.encode("utf-8", "replace")) for pair in plain.items() for text in pair) > _MAX_META_BYTES:
         raise ValueError(f"meta has at most {_MAX_META_BYTES} bytes of UTF-8")
     return plain
 

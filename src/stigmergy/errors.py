@@ -117,7 +117,7 @@ class Compacted(StateError):
 
 
 class AccessDenied(StateError, PermissionError):
-    """This handle may not do `action` to `key`; nothing was changed."""
+    """The handle may not do `action` to `key`; nothing was changed."""
 
     def __init__(self, action: str, key: str) -> None:
         super().__init__(action, key)

@@ -65,7 +65,8 @@ class Step(Generic[T]):
         raise AttributeError(f"{type(self).__name__} is immutable")
 
     def __repr__(self) -> str:
-        fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__slots__)
+        names: tuple[str, ...] = self.__slots__
+        fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
         return f"{type(self).__name__}({fields})"
 
 
@@ -192,11 +193,12 @@ class Call(Step[T]):
         _assign(self, "args", args)
 
     def do(self) -> T:
-        result = self.function(*self.args)
+        result: Any = self.function(*self.args)
         if isinstance(result, Awaitable):
             _discard(result)
-            raise TypeError(f"{_named(self.function)} is async: use it with the async store (store.aio), or make it plain")
-        return result
+            raise TypeError(f"{_named(self.function)} is async: use it with the async store (`.aio`), or make it plain")
+        value: T = result
+        return value
 
     async def ado(self) -> T:
         result = self.function(*self.args)

@@ -69,8 +69,9 @@ def compose_hooks(*hooks: Hooks) -> Hooks:
 
 
 def with_hooks(hooks: Hooks) -> Middleware:
-    """Return the middleware that calls `hooks`: `apply_middleware(store, with_hooks(hooks))`."""
-    in_need_of_await = [_stand_in(hook) for moment in _MOMENTS for hook in getattr(hooks, moment) if iscoroutinefunction(hook)]
+    """Return a middleware that calls `hooks`, for `apply_middleware`."""
+    functions = [hook for moment in _MOMENTS for hook in getattr(hooks, moment)]
+    in_need_of_await = [_stand_in(hook) for hook in functions if iscoroutinefunction(hook)]
 
     def call_hooks(operation: Operation[Any]) -> Flow[Any]:
         at_once = isinstance(operation, OpenWatch)

@@ -96,7 +96,7 @@ class Hub:
 
     def open(self, request: OpenWatch, current: Callable[[], Iterable[Change]]) -> Watch:
         """Return a watch that is subscribed. `current` gives the present state, for `latest`. Raises `Compacted`."""
-        subscription = LatestState(self, request) if request.latest else EveryChange(self, request)
+        subscription = self._subscription(request)
         watch = Watch(subscription)
         self._join(subscription)
         while True:
@@ -174,6 +174,9 @@ class Hub:
         self.end()
         self.afterwards.clear()
 
+    def _subscription(self, request: OpenWatch) -> Subscription:
+        return LatestState(self, request) if request.latest else EveryChange(self, request)
+
     def _fan_out(self, key: str, record: object) -> None:
         reached = self._reached(key)
         if reached:
@@ -190,7 +193,8 @@ class Hub:
 
     def _everybody(self) -> list[Subscription]:
         topics = [self._keys.copy(), *(topics.copy() for topics in self._prefixes.copy().values())]
-        return list(dict.fromkeys(member for names in topics for members in names.values() for member in members.copy()))
+        members = [member for names in topics for members in names.values() for member in members.copy()]
+        return list(dict.fromkeys(members))
 
     def _topics(self, length: int) -> _Topics:
         return self._keys if length == _WHOLE else self._prefixes.setdefault(length, {})

@@ -153,5 +153,5 @@ def _apply_at_once(store: AsyncStore, operation: Operation[Any]) -> Any:
 
 def _only_watch(operation: Operation[Any]) -> OpenWatch:
     if not isinstance(operation, OpenWatch):
-        raise TypeError(f"around OpenWatch on an async store only that, or a plain Call, can be yielded, not {operation.name}")
+        raise TypeError(f"around OpenWatch on an async store yield it, or a plain Call, not {type(operation).__name__}")
     return operation

@@ -118,8 +118,10 @@ class Snapshot(Mapping[str, Entry]):
 
     __slots__ = ("_entries", "_open", "bookmark", "revision")
 
-    def __init__(self, entries: Mapping[str, Any], open: Callable[[str, Any], Entry], revision: int, bookmark: str) -> None:
-        """For providers: `entries` as stored, sorted by key, and how to turn one into an `Entry` of the reader's own."""
+    def __init__(
+        self, entries: Mapping[str, Any], open: Callable[[str, Any], Entry], revision: int, bookmark: str
+    ) -> None:
+        """For providers: `entries` as stored, sorted by key, and how to make one an `Entry` of the reader's own."""
         self._entries = entries
         self._open = open
         self.revision = revision

@@ -61,7 +61,8 @@ def _tuple(value: tuple[Any, ...], memo: _Memo) -> tuple[Any, ...]:
     if all(type(item) in SCALARS for item in value):
         return value
     copy = tuple([item if type(item) in SCALARS else _copied(item, memo) for item in value])
-    return memo.setdefault(id(value), copy)  # a cycle may have led back here and made the copy already
+    kept: tuple[Any, ...] = memo.setdefault(id(value), copy)
+    return kept  # a cycle may have led back here and made the copy already
 
 
 _COPIERS: dict[type, Callable[[Any, _Memo], Any]] = {dict: _dict, list: _list, set: _set, tuple: _tuple}

@@ -73,7 +73,7 @@ class Watch:
     async def aget(self) -> Change:
         """Same as `get`, waiting in this task; `asyncio.timeout` limits the wait."""
         if self._subscription is None:
-            await self
+            await self._opened()
         while (change := self.get_nowait()) is None:
             await _park_task(self._source())
         return change
@@ -99,7 +99,7 @@ class Watch:
         return change
 
     def map(self, function: Callable[[Change], Change]) -> Self:
-        """Pass each change through `function` as it is taken out, in the reader's thread or task. Returns this watch."""
+        """Pass each change through `function` as it is taken out, in the reader's thread or task; return this watch."""
         self._functions = (*self._functions, function)
         return self
 
@@ -147,13 +147,10 @@ class Watch:
 
     def __await__(self) -> Generator[Any, Any, Self]:
         """Return this watch once it is subscribed: at once, unless its store blocks."""
-        if self._subscription is None:
-            import asyncio
-
-            yield from asyncio.to_thread(self.open).__await__()
+        yield from self._opened().__await__()
         return self
 
-    def open(self) -> Self:
+    def open(self) -> None:
         """Same as `await watch`, blocking."""
         with self._opening:
             if self._subscription is None:
@@ -164,7 +161,6 @@ class Watch:
                 opened = self._opener()
                 self._functions = opened._functions + self._functions
                 self._subscription, opened._subscription = opened._source(), None
-        return self
 
     def try_open(self) -> None:
         """Same as `open`; what goes wrong is raised at the first use."""
@@ -174,13 +170,15 @@ class Watch:
             self._opener = partial(_fail, error)
 
     def __enter__(self) -> Self:
-        return self.open()
+        self.open()
+        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     async def __aenter__(self) -> Self:
-        return await self
+        await self._opened()
+        return self
 
     async def __aexit__(self, *_: object) -> None:
         self.close()
@@ -193,6 +191,12 @@ class Watch:
     def __repr__(self) -> str:
         source = self._subscription
         return "<Watch not yet open>" if source is None else f"<Watch {source!r}>"
+
+    async def _opened(self) -> None:
+        if self._subscription is None:
+            import asyncio
+
+            await asyncio.to_thread(self.open)
 
     def _source(self) -> Subscription:
         if self._subscription is None:
@@ -396,7 +400,7 @@ class LatestState(Subscription):
             key = change.key
             known = (change.value, change.revision)
             if key in pending and pending[key] is change:  # uninterrupted
-                before = delivered[key] if key in delivered else (None, 0)
+                before = delivered[key] if key in delivered else (None, 0)  # noqa: SIM401, a call
                 del pending[key]
                 self.taken = change.revision
                 if change.op is _SET:
@@ -426,6 +430,7 @@ class _Waiter(Protocol):
 
     def wake(self) -> bool:
         """Let it run on. `False`: it may never run, wake another one as well."""
+        ...
 
 
 class _ThreadWaiter:

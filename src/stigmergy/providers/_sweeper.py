@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from _thread import start_new_thread
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from math import inf
 from queue import Empty, SimpleQueue
@@ -54,7 +55,5 @@ def _sweep_for_ever(reference: WeakMethod[Callable[[], float | None]], calls: Si
     while go_on and (sweep := reference()) is not None:
         wait = sweep()
         del sweep
-        try:
+        with suppress(Empty):
             go_on = calls.get(timeout=None if wait is None else min(wait, _LONGEST_SLEEP))
-        except Empty:
-            pass

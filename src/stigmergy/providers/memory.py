@@ -16,7 +16,7 @@ from heapq import heapify, heappop, heappush
 from itertools import islice, takewhile
 from math import inf
 from threading import RLock
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 from urllib.parse import parse_qsl, urlsplit
 from weakref import ref
 
@@ -40,8 +40,8 @@ _Record: TypeAlias = tuple[str, _Stored, _Stored | None, int, Op, bool]
 """One change, as the ring keeps it: key, what is stored now (for a `DELETE`: no value, but who, when and at which
 revision), what was before, the revision of the commit, the op, whether it expired."""
 
-_DEADLINE = 6
-_REVISION = 1
+_REVISION: Final = 1
+_DEADLINE: Final = 6
 _SET, _DELETE = Op.SET, Op.DELETE
 _CLOSED: tuple[_Record, ...] = ()
 """The commit that never settles: whoever would take the quick way past the lock is stopped by it, and looks closer."""
@@ -56,7 +56,8 @@ class MemoryStore(Store):
         copy: what isolates values, on their way in and out. `None` shares live objects: whoever changes one changes it
             for everybody, without a revision and without a change. Only for values that nobody changes.
         max_entries: how many entries there may be; a commit that would leave more is `StoreFull`.
-        clock: seconds, never going back; ttls are measured by it.
+        clock: seconds, never going back; ttls are measured by it. It is called with the store's lock held.
+
     """
 
     blocking = False
@@ -340,7 +341,10 @@ class MemoryStore(Store):
 
     def _beginning_with(self, prefix: str, after: str | None) -> Iterator[str]:
         ordered = self._in_order()
-        rest = ordered.starting_at(prefix) if after is None or after < prefix else ordered.starting_at(after, after=True)
+        if after is None or after < prefix:
+            rest = ordered.starting_at(prefix)
+        else:
+            rest = ordered.starting_at(after, after=True)
         return takewhile(lambda key: key.startswith(prefix), rest)
 
     def _in_order(self) -> SortedKeys:
@@ -444,7 +448,7 @@ def _shared(value: Any) -> Any:
     return value
 
 
-# -- fork: hold every lock while it happens, so that the child's copy is nobody's half-done work ------------------------
+# Fork: every lock is held while it happens, so that the child's copy is nobody's half-done work.
 
 _stores: dict[int, ref[MemoryStore]] = {}
 _held: list[MemoryStore] = []
