@@ -27,6 +27,10 @@ class Colour:
         """`store` with methods to await, whichever colour it has."""
         return store.aio if self.name == "async" else Awaitable(store)
 
+    def raw(self, face: Any) -> Any:
+        """The `Store` behind a face."""
+        return face.sync if self.name == "async" else face.store
+
     async def get(self, watch: Watch, timeout: float | None = 5) -> Change:
         """The next change."""
         if self.name == "sync":

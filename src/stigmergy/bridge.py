@@ -69,9 +69,9 @@ class _InlineStore(_Face):
     """The async face of a store that does not block: calls are made where they are."""
 
     async def _ask(self, method: Callable[..., T], *args: Any) -> T:
-        before = Subscription.last_filled
+        before = Subscription.last_fill
         result = method(*args)
-        if Subscription.last_filled is not before:
+        if Subscription.last_fill is not before:
             await asyncio.sleep(0)
         return result
 

@@ -123,8 +123,7 @@ class Hub:
 
     def tidy(self) -> None:
         """Remove the subscriptions that left."""
-        while self.left:
-            subscription = self.left[0]
+        while (subscription := self.left[0] if self.left else None) is not None:
             subscription.end()
             for length, name in _places(subscription):
                 topics = self._topics(length)

@@ -5,8 +5,8 @@ program holds: it takes changes out, hands over copies, and parks its thread or 
 
 A signal handler or a finaliser may strike between any two bytecodes, while this thread holds the hub's lock, and use
 the same store. Hence one rule, marked *uninterrupted* below: where several stores to memory belong together, no call
-stands among them, for CPython lets handlers and finalisers in only at calls, allocations and loops. One call into C may
-stand last. (`commit` of the memory provider lives by the same rule.)
+stands among them, for CPython lets handlers and finalisers in only at calls, allocations and the end of a loop's round
+(so the condition of a `while` belongs to what is before it). One call into C may stand last. (`commit` of the memory provider lives by the same rule.)
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from _thread import allocate_lock
 from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Iterable
+from contextlib import suppress
 from functools import partial
 from sys import maxsize
 from threading import TIMEOUT_MAX, Lock
@@ -185,8 +186,10 @@ class Watch:
 
     def __del__(self) -> None:
         # No lock is taken here: the collector may have struck this thread anywhere. The hub's next user clears up.
-        if self._subscription is not None:
-            self._subscription.hub.left.append(self._subscription)
+        # Nor is it sure that `__init__` came to its end.
+        source: Subscription | None = getattr(self, "_subscription", None)
+        if source is not None:
+            source.hub.left.append(source)
 
     def __repr__(self) -> str:
         source = self._subscription
@@ -210,8 +213,8 @@ class Subscription(ABC):
 
     __slots__ = ("ended", "error", "hub", "keys", "loaded", "prefix", "seen", "taken", "until", "waiters")
 
-    last_filled: ClassVar[Change | None] = None
-    """The last change that filled a buffer, anywhere: an async write that sees it replaced lets readers run."""
+    last_fill: ClassVar[object] = None
+    """Another object whenever a buffer has become full, anywhere: an async write that sees that lets readers run."""
 
     dropped: int
 
@@ -262,17 +265,24 @@ class Subscription(ABC):
     def wake(self) -> None:
         """Wake one of those who wait: a hint to look again. Waiters whose loop is dead are dropped."""
         while self.waiters:
-            try:
-                waiter = self.waiters.popleft()
-            except IndexError:
-                return
-            if waiter.wake():
-                return
+            with suppress(IndexError):  # another thread may be as quick
+                waiter = self.waiters[0]
+                woken = waiter.wake()
+                # Removed only now: an interrupt between the two must not lose a waiter that was not woken yet.
+                self.remove(waiter)
+                if woken:
+                    return
 
     def wake_all(self) -> None:
         """Wake everybody who waits."""
-        for _ in range(len(self.waiters)):
-            self.wake()
+        for waiter in self.waiters.copy():
+            waiter.wake()
+            self.remove(waiter)
+
+    def remove(self, waiter: _Waiter) -> None:
+        """Forget `waiter`."""
+        with suppress(ValueError):
+            self.waiters.remove(waiter)
 
     def __repr__(self) -> str:
         of = ", ".join(map(repr, self.keys)) if self.prefix is None else f"prefix={self.prefix!r}"
@@ -314,7 +324,7 @@ class EveryChange(Subscription):
         if self.waiters:
             self.hub.afterwards.append(self)
         if size + 1 == self.capacity:
-            Subscription.last_filled = change
+            Subscription.last_fill = object()
 
     def take(self) -> Change | None:
         loaded = self.loaded
@@ -428,15 +438,19 @@ class LatestState(Subscription):
 class _Waiter(Protocol):
     """Somebody parked."""
 
+    hinted: bool
+    """Whether it was woken."""
+
     def wake(self) -> bool:
-        """Let it run on. `False`: it may never run, wake another one as well."""
+        """Let it run on. `False`: it may never run, or does already; wake another one as well."""
         ...
 
 
 class _ThreadWaiter:
-    __slots__ = ("_parked",)
+    __slots__ = ("_parked", "hinted")
 
     def __init__(self) -> None:
+        self.hinted = False
         # A bare lock, because the one who releases it may be a signal handler that struck inside an acquire or a
         # release of the same lock: `threading.Event` and `Condition` deadlock there.
         self._parked = allocate_lock()
@@ -446,16 +460,21 @@ class _ThreadWaiter:
         self._parked.acquire(timeout=min(seconds, TIMEOUT_MAX))
 
     def wake(self) -> bool:
-        self._parked.release()
+        self.hinted = True
+        try:
+            self._parked.release()
+        except RuntimeError:  # somebody else has
+            return False
         return True
 
 
 class _TaskWaiter:
-    __slots__ = ("_current_task", "_loop", "woken")
+    __slots__ = ("_current_task", "_loop", "hinted", "woken")
 
     def __init__(self) -> None:
         import asyncio
 
+        self.hinted = False
         self._loop: AbstractEventLoop = asyncio.get_running_loop()
         self._current_task = asyncio.current_task
         self.woken: Future[None] = self._loop.create_future()
@@ -464,6 +483,7 @@ class _TaskWaiter:
         # Inside a step of a task of the same loop the future can be set here, which saves a round through the loop's
         # self-pipe (benchmark: task to task). Elsewhere on that thread it cannot: a signal handler may have struck
         # while the loop sleeps in its selector.
+        self.hinted = True
         if _running_loop() is self._loop and self._current_task(self._loop) is not None:
             return _set(self.woken)
         try:
@@ -486,9 +506,9 @@ def _park_thread(source: Subscription, deadline: float) -> None:
         if _is_idle(source):
             waiter.park(left)
     except BaseException:
-        _withdraw(source, waiter, pass_on=True)
+        _pass_on(source, waiter)
         raise
-    _withdraw(source, waiter)
+    source.remove(waiter)
 
 
 async def _park_task(source: Subscription) -> None:
@@ -498,9 +518,9 @@ async def _park_task(source: Subscription) -> None:
         if _is_idle(source):
             await waiter.woken
     except BaseException:
-        _withdraw(source, waiter, pass_on=True)
+        _pass_on(source, waiter)
         raise
-    _withdraw(source, waiter)
+    source.remove(waiter)
 
 
 def _is_idle(source: Subscription) -> bool:
@@ -509,13 +529,11 @@ def _is_idle(source: Subscription) -> bool:
         return source.first() is None and not source.ended
 
 
-def _withdraw(source: Subscription, waiter: _Waiter, *, pass_on: bool = False) -> None:
-    """Stop waiting. A wake-up that a reader got and will not use goes to the next one."""
-    try:
-        source.waiters.remove(waiter)
-    except ValueError:
-        if pass_on:
-            source.wake()
+def _pass_on(source: Subscription, waiter: _Waiter) -> None:
+    """Stop waiting; the wake-up that this reader got and will not use goes to the next one."""
+    source.remove(waiter)
+    if waiter.hinted:
+        source.wake()
 
 
 def _fail(error: Exception) -> Watch:

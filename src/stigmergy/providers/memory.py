@@ -194,8 +194,8 @@ class MemoryStore(Store):
         if self._pending is _CLOSED:
             raise StoreClosed
         now = self._clock()
-        while self._deadlines and self._deadlines[0][0] <= now:
-            self._expire_while_locked(self._deadlines[0], now)
+        while (due := self._deadlines[0] if self._deadlines else None) is not None and due[0] <= now:
+            self._expire_while_locked(due, now)
         if self._deadlines and self._deadlines[0][0] < self._sweeper.until:
             self._sweeper.wake()
         return now

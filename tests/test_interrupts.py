@@ -1,0 +1,226 @@
+"""Whatever interrupts, a commit is whole or not at all, and its watches hear of it."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stigmergy import MemoryStore, Set, WatchClosed
+
+POSIX = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX timers")
+
+
+@POSIX
+@pytest.mark.parametrize("kind", ["raise", "write", "collect"])
+def test_twenty_thousand_strikes_lose_nothing(kind: str) -> None:
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    script = Path(__file__).with_name("storm.py")
+
+    storm = subprocess.run(
+        [sys.executable, script, kind, "20000", str(seed)], capture_output=True, text=True, timeout=55, check=False
+    )
+
+    assert storm.returncode == 0, storm.stderr[-3000:]
+    assert int(storm.stdout.split()[0]) >= 20000
+
+
+@POSIX
+def test_ctrl_c_while_a_reader_is_parked_ends_the_wait_and_leaves_no_waiter() -> None:
+    with MemoryStore() as store:
+        watch = store.watch("a")
+        before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            with pytest.raises(KeyboardInterrupt):
+                watch.get()
+        finally:
+            signal.signal(signal.SIGALRM, before)
+
+        assert not watch._source().waiters
+        store.set("a", 1)
+        assert watch.get(timeout=0).value == 1
+
+
+class Writes:
+    """Writes when it is compared, hashed, copied, shown or let go of."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self.store = store
+
+    def write(self) -> None:
+        self.store.update("writes", lambda number: number + 1, default=0)
+
+    def __eq__(self, other: object) -> bool:
+        self.write()
+        return self is other
+
+    def __hash__(self) -> int:
+        self.write()
+        return 1
+
+    def __repr__(self) -> str:
+        self.write()
+        return "Writes"
+
+    def __deepcopy__(self, memo: Any) -> Writes:
+        self.write()
+        return Writes(self.store)
+
+    def __del__(self) -> None:
+        try:
+            self.write()
+        except Exception:  # the store is closed by then
+            pass
+
+
+@pytest.mark.parametrize("isolated", [True, False])
+def test_values_whose_methods_write_neither_deadlock_nor_disturb_the_order(isolated: bool) -> None:
+    store = MemoryStore(history=8) if isolated else MemoryStore(history=8, copy=None)
+    watch = store.watch(prefix="", capacity=None)
+    small = store.watch("a", capacity=2)
+    state = store.observe("a")
+    for number in range(200):
+        store.set("a", Writes(store))
+        store.commit(Set("a", [Writes(store)]), Set("b", {number: Writes(store)}))
+        store.get("a")
+        store.delete("a")
+        repr((small.get_nowait(), state.get_nowait()))
+    gc.collect()
+    last = store.set("end", 0)
+    revisions = []
+    while (change := watch.get_nowait()) is not None:
+        revisions.append(change.revision)
+        if change.key == "end":
+            break
+
+    assert revisions == list(range(1, last + 1))
+    store.close()
+
+
+def test_what_a_write_replaces_is_let_go_of_outside_the_lock() -> None:
+    store = MemoryStore(history=0, copy=None)
+    seen: list[bool] = []
+
+    class Value:
+        def __del__(self) -> None:
+            def other_thread() -> None:
+                seen.append(store._lock.acquire(timeout=5))
+                store._lock.release()
+
+            thread = threading.Thread(target=other_thread)
+            thread.start()
+            thread.join()
+
+    store.set("a", Value())
+    store.set("a", 1)
+    store.set("a", Value())
+    store.delete("a")
+    store.set("a", Value(), ttl=3600)
+    store.commit(Set("a", 1))
+    watch = store.watch("b", capacity=1)
+    store.set("b", Value())
+    store.set("b", 1)
+    store.set("b", Value())
+    store.close()
+    watch.get_nowait()
+
+    assert seen == [True] * 5
+
+
+def test_the_ring_lets_go_outside_the_lock() -> None:
+    store = MemoryStore(history=2, copy=None)
+    seen: list[bool] = []
+
+    class Value:
+        def __del__(self) -> None:
+            thread = threading.Thread(target=lambda: seen.append(store._lock.acquire(timeout=5) and not store._lock.release()))
+            thread.start()
+            thread.join()
+
+    for _ in range(6):
+        store.set("a", Value())
+
+    assert seen == [True] * 3
+    store.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_two_hundred_forks_under_load_never_show_half_a_commit_to_a_child() -> None:
+    store = MemoryStore()
+    watch = store.watch(prefix="")
+    stop = threading.Event()
+
+    def load() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            store.commit(Set("a", number), Set("b", number), Set("c", [number]))
+
+    threads = [threading.Thread(target=load) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(200):
+            child = os.fork()
+            if child == 0:
+                os._exit(child_is_well(store, watch))
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+    assert store.set("a", 0) > 0
+    store.close()
+
+
+def child_is_well(store: MemoryStore, watch: Any) -> int:
+    try:
+        signal.alarm(10)
+        entries = store.scan()
+        values = {entry.value if isinstance(entry.value, int) else entry.value[0] for entry in entries.values()}
+        revisions = sorted(entry.revision for entry in entries.values())
+        assert len(values) <= 1
+        assert not revisions or revisions == list(range(revisions[0], revisions[0] + 3))
+        while True:  # the parent's watch delivers what it had, and ends
+            try:
+                watch.get(timeout=5)
+            except WatchClosed:
+                break
+        mine = store.watch("mine", "short")
+        assert store.set("mine", 1) == entries.revision + 1
+        assert mine.get(timeout=5).value == 1
+        store.set("short", 1, ttl=0.01)
+        assert mine.get(timeout=5).value == 1
+        assert mine.get(timeout=5).expired
+        return 0
+    except BaseException as error:
+        os.write(2, repr(error).encode())
+        return 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_deadlines_of_the_parent_come_due_in_a_child_that_watches() -> None:
+    store = MemoryStore()
+    store.set("short", 1, ttl=0.2)
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(10)
+            os._exit(0 if store.watch("short").get(timeout=5).expired else 1)
+        finally:
+            os._exit(2)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    store.close()
