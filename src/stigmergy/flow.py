@@ -201,8 +201,9 @@ class Call(Step[T]):
         return value
 
     async def ado(self) -> T:
-        result = self.function(*self.args)
-        return await result if isinstance(result, Awaitable) else result
+        result: Any = self.function(*self.args)
+        value: T = await result if isinstance(result, Awaitable) else result
+        return value
 
     def __repr__(self) -> str:
         return f"Call({_named(self.function)})"

@@ -1,0 +1,214 @@
+"""The other face of a store that blocks, or that was written async."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from stigmergy import (
+    AsyncStore,
+    Check,
+    Compacted,
+    Delete,
+    Entry,
+    MemoryStore,
+    OpenWatch,
+    RevisionConflict,
+    Set,
+    Snapshot,
+    StoreClosed,
+    Watch,
+)
+
+
+class BlockingStore(MemoryStore):
+    """Says of itself that it blocks, and remembers which threads it was called in."""
+
+    blocking = True
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.threads: set[int] = set()
+
+    def commit(self, *writes: Set | Delete | Check) -> tuple[int | None, ...]:
+        self.threads.add(threading.get_ident())
+        return super().commit(*writes)
+
+    def open_watch(self, request: OpenWatch) -> Watch:
+        self.threads.add(threading.get_ident())
+        return super().open_watch(request)
+
+
+class NativeStore(AsyncStore):
+    """An async store that really suspends."""
+
+    def __init__(self) -> None:
+        self.memory = MemoryStore()
+        self.capabilities = self.memory.capabilities
+        self.loops: set[asyncio.AbstractEventLoop] = set()
+
+    async def pause(self) -> None:
+        self.loops.add(asyncio.get_running_loop())
+        await asyncio.sleep(0)
+
+    async def get_entry(self, key: str) -> Entry | None:
+        await self.pause()
+        return self.memory.get_entry(key)
+
+    async def scan(
+        self, prefix: str = "", *, keys: Iterable[str] | None = None, after: str | None = None, limit: int | None = None
+    ) -> Snapshot:
+        await self.pause()
+        return self.memory.scan(prefix, keys=keys, after=after, limit=limit)
+
+    async def commit(self, *writes: Set | Delete | Check) -> tuple[int | None, ...]:
+        await self.pause()
+        return self.memory.commit(*writes)
+
+    def open_watch(self, request: OpenWatch) -> Watch:
+        return self.memory.open_watch(request)
+
+    async def close(self) -> None:
+        await self.pause()
+        self.memory.close()
+
+
+def test_the_faces_of_a_store_lead_to_each_other() -> None:
+    for store in (MemoryStore(), BlockingStore()):
+        assert store.aio.sync is store
+        assert store.aio is store.aio
+        assert store.aio.capabilities == store.capabilities
+        store.close()
+    native = NativeStore()
+    assert native.sync.aio is native
+    assert native.sync is native.sync
+
+
+async def test_a_blocking_store_is_called_in_threads() -> None:
+    store = BlockingStore()
+    async with store.aio as face:
+        assert await face.commit(Set("a", 1)) == (1,)
+        async with face.watch("a") as watch:
+            await face.commit(Set("a", 2))
+            assert (await anext(watch)).value == 2
+        assert threading.get_ident() not in store.threads
+    with pytest.raises(StoreClosed):
+        store.get("a")
+
+
+async def test_a_watch_of_a_blocking_store_is_subscribed_before_the_next_operation() -> None:
+    async with BlockingStore().aio as store:
+        for number in range(100):
+            watch = store.watch("a")
+            await asyncio.gather(*[store.set("a", number) for _ in range(5)])
+            assert [(await watch.aget()).value for _ in range(5)] == [number] * 5
+
+
+async def test_a_watch_of_a_blocking_store_is_subscribed_by_await_and_by_first_use() -> None:
+    store = BlockingStore()
+    awaited = await store.aio.watch("a")
+    first_use = store.aio.watch("a").map(lambda change: change._replace(value=change.value + 1))
+    reader = asyncio.create_task(first_use.aget())
+    while not (first_use._subscription and first_use._subscription.waiters):
+        await asyncio.sleep(0)
+    store.set("a", 1)
+
+    assert (await anext(awaited)).value == 1
+    assert (await reader).value == 2
+    store.close()
+
+
+async def test_what_goes_wrong_at_subscription_is_raised_at_first_use_and_fails_nobody_else() -> None:
+    async with BlockingStore().aio as store:
+        watch = store.watch("a", since=7)
+        await store.set("a", 1)
+
+        for _ in range(2):
+            with pytest.raises(Compacted):
+                await anext(watch)
+        with pytest.raises(Compacted):
+            async with store.watch("a", since=7):
+                pass
+
+
+async def test_opening_a_watch_would_block_the_loop_and_says_so() -> None:
+    async with BlockingStore().aio as store:
+        with pytest.raises(RuntimeError, match="async with"):
+            store.watch("a").get_nowait()
+
+
+async def test_a_watch_closed_before_it_was_opened_has_ended() -> None:
+    async with BlockingStore().aio as store:
+        watch = store.watch("a")
+        watch.close()
+        await store.set("a", 1)
+
+        assert [change async for change in watch] == []
+
+
+def test_a_native_async_store_serves_threads_through_its_sync_face() -> None:
+    native = NativeStore()
+    with native.sync as store:
+        watch = store.watch("n")
+        threads = [
+            threading.Thread(target=lambda: [store.update("n", lambda value: value + 1, default=0) for _ in range(50)])
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+        assert store.get("n") == 200
+        assert [change.value for change in iter(watch.get_nowait, None)] == list(range(1, 201))
+        assert len(native.loops) == 1
+        with pytest.raises(RevisionConflict):
+            store.set("n", 1, if_revision=0)
+        assert list(store.scan("n")) == ["n"]
+        assert store.wait_for("n", lambda value: value == 200, timeout=5).revision == 200
+    with pytest.raises(StoreClosed):
+        store.get("n")
+
+
+def test_the_sync_face_of_a_native_store_refuses_its_own_loop() -> None:
+    class Calls(NativeStore):
+        async def get_entry(self, key: str) -> Entry | None:
+            with pytest.raises(RuntimeError, match="async store"):
+                self.sync.get_entry(key)
+            return None
+
+    calls = Calls()
+    assert calls.sync.get("a") is None
+    calls.sync.close()
+
+
+def test_a_portal_that_nobody_holds_ends_its_thread() -> None:
+    native = NativeStore()
+    assert native.sync.get("a") is None
+    thread = native.sync._portal._thread  # type: ignore[attr-defined]
+    del native
+    gc.collect()
+
+    thread.join(timeout=5)
+    assert not thread.is_alive()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_a_child_process_gets_a_portal_of_its_own() -> None:
+    with NativeStore().sync as store:
+        store.set("a", 1)
+        child = os.fork()
+        if child == 0:
+            try:
+                os._exit(0 if store.get("a") == 1 and store.set("a", 2) == 2 else 1)
+            finally:
+                os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert store.get("a") == 1
