@@ -1,0 +1,54 @@
+"""The pages tell no more than is executed: no code escapes, no link leads nowhere, no page is forgotten."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXECUTED = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*EXECUTED, ROOT / "CONTRIBUTING.md"]
+
+
+def _name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_every_code_block_is_executed_or_a_command(page: Path) -> None:
+    fences = re.findall(r"^\s*(?:```|~~~)(.*)$", page.read_text("utf-8"), re.MULTILINE)
+
+    assert set(fences[::2]) <= {"python", "console"}
+    assert set(fences[1::2]) <= {""}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_every_relative_link_leads_to_a_file(page: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", page.read_text("utf-8"))
+
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize(("index", "folder"), [("README.md", "docs/"), ("docs/README.md", "")])
+def test_an_index_links_every_page(index: str, folder: str) -> None:
+    text = (ROOT / index).read_text("utf-8")
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
+
+    assert {page for page in pages if f"({folder}{page})" not in text} == set()
+
+
+def test_the_readme_sets_everything_up_in_two_commands() -> None:
+    blocks = re.findall(r"^```console\n(.*?)^```$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE | re.DOTALL)
+
+    assert [block.count("\n") for block in blocks] == [1, 1]
+    assert all(block.startswith("python3 -m venv .venv && ") for block in blocks)
+    assert [block.split()[-1] for block in blocks] == ["demo", "pytest"]
+
+
+def test_the_guarantees_are_numbered_without_gaps() -> None:
+    numbers = re.findall(r"^- \*\*G(\d+)\*\* ", (ROOT / "docs/guarantees.md").read_text("utf-8"), re.MULTILINE)
+
+    assert numbers == [str(number) for number in range(1, len(numbers) + 1)]
+    assert numbers
