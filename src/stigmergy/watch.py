@@ -299,7 +299,7 @@ class EveryChange(Subscription):
         super().__init__(hub, request)
         self.capacity = maxsize if request.capacity is None else request.capacity
         self.raises = request.overflow == "raise"
-        self.loaded = _NOTHING
+        self.loaded: deque[Change] = _NOTHING
         self.buffer: deque[Change] = deque()
         self.missed = 0
         """How many changes gave way since the last one was taken out of the buffer."""
