@@ -485,6 +485,7 @@ async def test_on_error_sees_what_is_about_to_be_raised(store: Any, hook: Any, a
         await ask(wrapped(store, Hooks(on_error=hook(seen.append))))
 
     assert seen == [raised.value]
+    assert raised.value.__cause__ is not raised.value
 
 
 def forbidden() -> Flow[int]:

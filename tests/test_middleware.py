@@ -819,7 +819,7 @@ async def test_a_store_that_blocks_still_does_so_behind_middleware() -> None:
     with Blocking() as store:
         recorder = Recorder()
         layered = apply_middleware(store, recorder)
-        assert layered.blocking is True
+        assert (layered.blocking, apply_middleware(MemoryStore(), recorder).blocking) == (True, False)
 
         watch = layered.aio.watch("a")
         await layered.aio.set("a", 1)
