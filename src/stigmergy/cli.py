@@ -1,0 +1,125 @@
+"""The command line: `stigmergy`, or `python -m stigmergy`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import TextIOWrapper
+from types import FrameType
+
+__all__ = ["main"]
+
+_MAX_WORKERS = 256
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `stigmergy` with the arguments `argv`, those of the process by default, and return the exit status.
+
+    0: done. 1: the system failed, a full disk, say. 2: cannot be done; as for 1, one line on stderr says why. 130: after
+    Ctrl-C; for what is left of the process further ones are ignored, lest they strike the cleaning up. 141: whoever
+    read the output has gone.
+    """
+    try:
+        with _interrupted_once():
+            return _run(argv)
+    except KeyboardInterrupt:
+        print("stigmergy: interrupted", file=sys.stderr)
+        return 130
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
+        if isinstance(error, BrokenPipeError):
+            return 141
+        print(f"stigmergy: {error.strerror or error}", file=sys.stderr)
+        return 1
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a word of the folder may be beyond the terminal's encoding
+    try:
+        status = _dispatch(argv)
+    except SystemExit:
+        _flush()
+        raise
+    _flush()
+    return status
+
+
+def _dispatch(argv: Sequence[str] | None) -> int:
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.version:
+        from importlib.metadata import version
+
+        print("stigmergy", version("stigmergy"))
+        return 0
+    if arguments.command is None:
+        parser.print_help()
+        return 2
+    return _demo(arguments.folder, arguments.workers)
+
+
+def _demo(folder: str, workers: int) -> int:
+    from stigmergy.demo import DemoError, run
+
+    try:
+        run(folder, workers)
+    except DemoError as error:
+        print(f"stigmergy demo: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="stigmergy", description="Watchable shared state for software agents.")
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(title="commands", dest="command")
+    about = "Count the words of a folder's text files with agents that share one store."
+    demo = commands.add_parser("demo", help=about, description=about)
+    demo.add_argument("folder", metavar="FOLDER", nargs="?", default=".", help="where to look (default: here)")
+    demo.add_argument(
+        "--workers", metavar="N", type=_workers, default=4, help="how many: half are tasks, half threads (default: 4)"
+    )
+    return parser
+
+
+def _workers(text: str) -> int:
+    """`text` as a number of workers."""
+    try:
+        workers = int(text)
+    except ValueError:
+        workers = 0
+    if not 1 <= workers <= _MAX_WORKERS:
+        raise argparse.ArgumentTypeError(f"a number from 1 to {_MAX_WORKERS} is needed, not {text!r}")
+    return workers
+
+
+@contextmanager
+def _interrupted_once() -> Iterator[None]:
+    """Let the first Ctrl-C raise `KeyboardInterrupt`, and no other one, unless the host has its own idea of SIGINT."""
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    if ours:
+        signal.signal(signal.SIGINT, _interrupt)
+    try:
+        yield
+    finally:
+        if ours and signal.getsignal(signal.SIGINT) is _interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _flush() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
