@@ -1,0 +1,122 @@
+"""The command line, run as a program."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from stigmergy.cli import main
+
+
+def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", "-m", "stigmergy", *arguments]
+    return subprocess.run(command, capture_output=True, check=False, encoding="utf-8", timeout=30, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def test_version_is_that_of_the_package() -> None:
+    done = run("--version")
+
+    assert (done.returncode, done.stdout) == (0, f"stigmergy {version('stigmergy')}\n")
+
+
+def test_the_installed_script_is_the_same_program() -> None:
+    script = shutil.which("stigmergy", path=str(Path(sys.executable).parent))
+    if script is None:
+        pytest.skip("the package is not installed with its script")
+
+    done = subprocess.run([script, "--version"], capture_output=True, check=True, encoding="utf-8", timeout=30)
+
+    assert done.stdout == run("--version").stdout
+
+
+def test_without_a_command_it_prints_its_help_and_fails() -> None:
+    done = run()
+
+    assert done.returncode == 2
+    assert done.stdout.startswith("usage: stigmergy ")
+    assert "demo" in done.stdout
+
+
+@pytest.mark.parametrize("workers", ["0", "-1", "many", "", "1.5", "257", "\x1b[31m"])
+def test_a_number_of_workers_that_is_none_is_a_usage_error(workers: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["demo", f"--workers={workers}"])
+
+    assert exit.value.code == 2
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line.startswith("stigmergy demo: error: argument --workers: a number from 1 to ")
+    assert line.isprintable()
+
+
+def test_an_unknown_command_is_a_usage_error() -> None:
+    done = run("dance")
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "dance" in done.stderr
+
+
+def test_only_the_demo_imports_the_demo() -> None:
+    program = "import sys; from stigmergy.cli import main; main(['--version']); print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, check=True, encoding="utf-8", timeout=30
+    )
+
+    modules = done.stdout.split()
+
+    assert "stigmergy.cli" in modules
+    assert [each for each in modules if each.startswith(("stigmergy.demo", "rich", "asyncio"))] == []
+
+
+def test_main_leaves_the_signals_of_its_host_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    assert main(["--version"]) == 0
+
+    assert signal.getsignal(signal.SIGINT) is before
+    assert capsys.readouterr().out.startswith("stigmergy ")
+
+
+def test_main_runs_in_any_thread(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_text("one two", encoding="ascii")
+    statuses: list[int] = []
+    thread = Thread(target=lambda: statuses.append(main(["demo", str(tmp_path)])))
+
+    thread.start()
+    thread.join()
+
+    assert statuses == [0]
+    assert "words: 2\n" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes break otherwise elsewhere")
+@pytest.mark.parametrize("arguments", [["demo", "."], ["--help"]])
+def test_it_ends_quietly_when_nobody_reads_its_output(arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one two", encoding="ascii")
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "stigmergy", *arguments]
+
+    with open(writer, "wb") as nobody:
+        done = subprocess.run(command, stdout=nobody, stderr=subprocess.PIPE, cwd=tmp_path, check=False, timeout=30)
+
+    assert done.stderr == b""
+    assert done.returncode == 141 or "demo" not in arguments  # argparse has its own way to be quiet
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device here is always full")
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one two", encoding="ascii")
+    command = [sys.executable, "-m", "stigmergy", "demo", str(tmp_path)]
+
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False, timeout=30)
+
+    assert (done.returncode, done.stderr) == (1, b"stigmergy: No space left on device\n")
