@@ -18,6 +18,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -48,10 +49,8 @@ def use(number: int) -> None:
         case 3:
             store.update("n", lambda value: value + 1, default=0)
         case 4:
-            try:
+            with suppress(RevisionConflict):
                 store.set(key, number, if_revision=number)
-            except RevisionConflict:
-                pass
         case 5:
             small.get_nowait()
         case 6:
@@ -104,10 +103,8 @@ def with_timer(handler: Callable[[int, FrameType | None], None], count: int) -> 
     number = 0
     while strikes < count:
         number += 1
-        try:
+        with suppress(KeyboardInterrupt):
             use(number)
-        except KeyboardInterrupt:
-            pass
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, signal.SIG_IGN)
 

@@ -24,6 +24,7 @@ from stigmergy import (
     Snapshot,
     StoreClosed,
     Watch,
+    WatchClosed,
 )
 
 
@@ -115,7 +116,7 @@ async def test_a_watch_of_a_blocking_store_is_subscribed_by_await_and_by_first_u
     awaited = await store.aio.watch("a")
     first_use = store.aio.watch("a").map(lambda change: change._replace(value=change.value + 1))
     reader = asyncio.create_task(first_use.aget())
-    while not (first_use._subscription and first_use._subscription.waiters):
+    while not (first_use._subscription and first_use._subscription.waiters):  # noqa: ASYNC110, nobody sets an event
         await asyncio.sleep(0)
     store.set("a", 1)
 
@@ -141,6 +142,35 @@ async def test_opening_a_watch_would_block_the_loop_and_says_so() -> None:
     async with BlockingStore().aio as store:
         with pytest.raises(RuntimeError, match="async with"):
             store.watch("a").get_nowait()
+
+
+async def test_a_watch_closed_while_it_is_opened_has_ended() -> None:
+    opening, go_on = threading.Event(), threading.Event()
+
+    class SlowStore(BlockingStore):
+        def open_watch(self, request: OpenWatch) -> Watch:
+            opening.set()
+            go_on.wait()
+            return super().open_watch(request)
+
+    async with SlowStore().aio as store:
+        watch = store.watch("a")
+        task = asyncio.create_task(watch.aget())
+        await asyncio.to_thread(opening.wait)
+        watch.close()
+        go_on.set()
+
+        with pytest.raises(WatchClosed):
+            await task
+        assert all(subscription.ended for subscription in store.sync._hub._everybody())
+
+
+async def test_watches_that_were_opened_are_not_remembered_for_ever() -> None:
+    async with BlockingStore().aio as store:
+        for _ in range(100):
+            async with store.watch("a"):
+                pass
+        assert len(store._unopened) < 3  # type: ignore[attr-defined]
 
 
 async def test_a_watch_closed_before_it_was_opened_has_ended() -> None:
@@ -172,8 +202,12 @@ def test_a_native_async_store_serves_threads_through_its_sync_face() -> None:
             store.set("n", 1, if_revision=0)
         assert list(store.scan("n")) == ["n"]
         assert store.wait_for("n", lambda value: value == 200, timeout=5).revision == 200
-    with pytest.raises(StoreClosed):
-        store.get("n")
+    thread = store._portal._thread  # type: ignore[attr-defined]
+    for _ in range(2):
+        with pytest.raises(StoreClosed):
+            store.get("n")
+        store.close()
+    assert not thread.is_alive()
 
 
 def test_the_sync_face_of_a_native_store_refuses_its_own_loop() -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,8 @@ class Writes:
         return Writes(self.store)
 
     def __del__(self) -> None:
-        try:
+        with suppress(Exception):  # the store may be closed by then
             self.write()
-        except Exception:  # the store is closed by then
-            pass
 
 
 @pytest.mark.parametrize("isolated", [True, False])
@@ -143,7 +142,9 @@ def test_the_ring_lets_go_outside_the_lock() -> None:
 
     class Value:
         def __del__(self) -> None:
-            thread = threading.Thread(target=lambda: seen.append(store._lock.acquire(timeout=5) and not store._lock.release()))
+            thread = threading.Thread(
+                target=lambda: seen.append(store._lock.acquire(timeout=5) and not store._lock.release())
+            )
             thread.start()
             thread.join()
 

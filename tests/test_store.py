@@ -396,7 +396,7 @@ async def test_renewing_one_entry_for_ever_costs_no_memory(new_store: Any, colou
     for _ in range(5000):
         await store.set("lease", 1, ttl=100)
 
-    assert len(colour.raw(store)._deadlines) < 200
+    assert len(colour.raw(store)._deadlines.heap) < 200
     clock.advance(100)
     assert await store.get("lease") is None
 

@@ -223,7 +223,8 @@ def test_nobody_sees_half_a_commit(store: MemoryStore) -> None:
     in_threads(write, read, read, follow)
 
 
-def test_every_watch_opened_while_others_write_has_neither_gap_nor_repeat(store: MemoryStore) -> None:
+def test_every_watch_opened_while_others_write_has_neither_gap_nor_repeat() -> None:
+    store = MemoryStore(history=10_000)
     done = threading.Event()
 
     def write(key: str) -> Callable[[], None]:

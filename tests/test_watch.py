@@ -320,6 +320,12 @@ async def test_observe_starts_with_the_present_state_in_the_order_of_revisions(s
     assert [(change.old_value, change.old_revision) for change in changes] == [(None, 0), (None, 0)]
 
 
+async def test_observe_knows_the_commits_it_begins_with(store: Any, colour: Any) -> None:
+    await store.commit(Set("a", 1), Set("b", 2))
+
+    assert [change.commit for change in await colour.drain(store.observe("a", "b"))] == [2, 2]
+
+
 async def test_observe_keeps_only_the_newest_of_each_key(store: Any, colour: Any) -> None:
     watch = store.observe(prefix="")
     for number in range(100):

@@ -8,7 +8,8 @@ General layout, each module importing only those above it:
     values      isolation: how values are copied
     checks      bad input, refused before anything has changed
     flow        logic that never waits: operations, steps, run and arun
-    watch       Watch: the buffer, and the two ways to wait for it
+    subscription  the buffer of one watch
+    watch       Watch: what a program holds, and the two ways to wait
     hub         which watches does a change reach; recent changes
     store       Store: the contract
     aio         AsyncStore: the same, awaited

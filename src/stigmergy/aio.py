@@ -23,9 +23,12 @@ T = TypeVar("T")
 class AsyncStore(ABC):
     """Same as `Store`, for tasks of any number of event loops; each method does what its namesake there does.
 
-    On a store that does not block, calls never suspend, with one exception: a write that fills a watch gives the loop
-    one turn before it returns, so that a reader in the same loop can follow. It has happened by then, also for a task
+    On a store that does not block, calls never suspend, with one exception: a write that fills a watch, or finds it full,
+    gives the loop one turn before it returns, so that a reader in the same loop can follow. It has happened by then, also for a task
     that is cancelled in that turn.
+
+    On a store that blocks, a call that is cancelled goes on in its thread: a write may still happen, even after later
+    ones.
 
     `open_watch`, `watch` and `observe` are plain methods and return at once. On a store that blocks, the watch is
     subscribed on `async with`, on `await watch`, on first use, or before the next operation of this store is sent,
@@ -121,7 +124,8 @@ class AsyncStore(ABC):
         if self._sync is None:
             from stigmergy.bridge import to_sync
 
-            self._sync = to_sync(self)
+            self.__dict__.setdefault("_sync", to_sync(self))
+        assert self._sync is not None
         return self._sync
 
     async def __aenter__(self) -> Self:

@@ -14,10 +14,12 @@ from typing import Any, TypeVar
 from weakref import finalize, ref
 
 from stigmergy.aio import AsyncStore
+from stigmergy.errors import StoreClosed
 from stigmergy.flow import OpenWatch
 from stigmergy.model import Check, Delete, Entry, Set, Snapshot, Ttl
 from stigmergy.store import Store
-from stigmergy.watch import Subscription, Watch
+from stigmergy.subscription import Subscription
+from stigmergy.watch import Watch
 
 __all__ = ["to_async", "to_sync"]
 
@@ -34,76 +36,92 @@ def to_sync(store: AsyncStore) -> Store:
     return _PortalStore(store)
 
 
-class _Face(AsyncStore):
-    """Asks a `Store`; how, is for `_ask` to say."""
+class _InlineStore(AsyncStore):
+    """The async face of a store that does not block: calls are made where they are."""
 
     def __init__(self, store: Store) -> None:
         self._store = self._sync = store
         self.capabilities = store.capabilities
 
-    async def _ask(self, method: Callable[..., T], *args: Any) -> T:
-        raise NotImplementedError
-
     async def get_entry(self, key: str) -> Entry | None:
-        return await self._ask(self._store.get_entry, key)
+        return self._store.get_entry(key)
+
+    async def get(self, key: str, default: Any = None) -> Any:
+        return self._store.get(key, default)
 
     async def scan(
         self, prefix: str = "", *, keys: Iterable[str] | None = None, after: str | None = None, limit: int | None = None
     ) -> Snapshot:
-        return await self._ask(partial(self._store.scan, prefix, keys=keys, after=after, limit=limit))
+        return self._store.scan(prefix, keys=keys, after=after, limit=limit)
 
     async def commit(self, *writes: Set | Delete | Check) -> tuple[int | None, ...]:
-        return await self._ask(self._store.commit, *writes)
-
-    async def get(self, key: str, default: Any = None) -> Any:
-        return await self._ask(self._store.get, key, default)
-
-    async def set(self, key: str, value: Any, *, if_revision: int | None = None, ttl: Ttl = None) -> int:
-        return await self._ask(partial(self._store.set, key, value, if_revision=if_revision, ttl=ttl))
-
-    async def close(self) -> None:
-        await self._ask(self._store.close)
-
-
-class _InlineStore(_Face):
-    """The async face of a store that does not block: calls are made where they are."""
-
-    async def _ask(self, method: Callable[..., T], *args: Any) -> T:
         before = Subscription.last_fill
-        result = method(*args)
+        revisions = self._store.commit(*writes)
         if Subscription.last_fill is not before:
             await asyncio.sleep(0)
-        return result
+        return revisions
+
+    async def set(self, key: str, value: Any, *, if_revision: int | None = None, ttl: Ttl = None) -> int:
+        before = Subscription.last_fill
+        revision = self._store.set(key, value, if_revision=if_revision, ttl=ttl)
+        if Subscription.last_fill is not before:
+            await asyncio.sleep(0)
+        return revision
 
     def open_watch(self, request: OpenWatch) -> Watch:
         return self._store.open_watch(request)
 
+    async def close(self) -> None:
+        self._store.close()
 
-class _ThreadedStore(_Face):
+
+class _ThreadedStore(AsyncStore):
     """The async face of a store that blocks: calls are made in threads."""
 
     def __init__(self, store: Store) -> None:
-        super().__init__(store)
+        self._store = self._sync = store
+        self.capabilities = store.capabilities
         self._unopened: deque[ref[Watch]] = deque()
         self._opening = Lock()
 
-    async def _ask(self, method: Callable[..., T], *args: Any) -> T:
-        return await asyncio.to_thread(self._open_and_call, method, *args)
+    async def get_entry(self, key: str) -> Entry | None:
+        return await self._in_thread(self._store.get_entry, key)
+
+    async def scan(
+        self, prefix: str = "", *, keys: Iterable[str] | None = None, after: str | None = None, limit: int | None = None
+    ) -> Snapshot:
+        return await self._in_thread(partial(self._store.scan, prefix, keys=keys, after=after, limit=limit))
+
+    async def commit(self, *writes: Set | Delete | Check) -> tuple[int | None, ...]:
+        return await self._in_thread(self._store.commit, *writes)
 
     def open_watch(self, request: OpenWatch) -> Watch:
         watch = Watch(partial(self._store.open_watch, request))
+        for reference in list(self._unopened):
+            unopened = reference()
+            if unopened is None or unopened.is_open:
+                self._forget(reference)
         self._unopened.append(ref(watch))
         return watch
 
+    async def close(self) -> None:
+        await self._in_thread(self._store.close)
+
+    async def _in_thread(self, method: Callable[..., T], *args: Any) -> T:
+        return await asyncio.to_thread(self._open_and_call, method, *args)
+
     def _open_and_call(self, method: Callable[..., T], *args: Any) -> T:
-        if self._unopened:
-            with self._opening:  # nobody's operation may overtake
-                while self._unopened:
-                    watch = self._unopened[0]()
-                    if watch is not None:
-                        watch.try_open()
-                    self._unopened.popleft()
+        with self._opening:  # nobody's operation may overtake
+            for reference in list(self._unopened):
+                watch = reference()
+                if watch is not None:
+                    watch.try_open()
+                self._forget(reference)
         return method(*args)
+
+    def _forget(self, reference: ref[Watch]) -> None:
+        with suppress(ValueError):
+            self._unopened.remove(reference)
 
 
 class _PortalStore(Store):
@@ -131,24 +149,29 @@ class _PortalStore(Store):
         return self._portal.call(_opened(self._store.open_watch(request)))
 
     def close(self) -> None:
-        self._portal.call(self._store.close())
-        self._portal.stop()
+        if not self._portal.stopped:
+            self._portal.call(self._store.close())
+            self._portal.stop()
 
 
 class _Portal:
     """An event loop in a thread, started by the first call."""
 
     def __init__(self) -> None:
+        self.stopped = False
         self._starting = Lock()
         self._thread: Thread | None = None
         self._loop: asyncio.AbstractEventLoop
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run `coroutine` there, and return its result here."""
-        self._start()
+        """Run `coroutine` there, and return its result here. Raises `StoreClosed` when stopped."""
         if threading.current_thread() is self._thread:
             coroutine.close()
             raise RuntimeError("use the async store here: waiting for it would block the event loop that it runs on")
+        if self.stopped:
+            coroutine.close()
+            raise StoreClosed
+        self._start()
         result = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return result.result()
@@ -157,12 +180,13 @@ class _Portal:
             raise
 
     def stop(self) -> None:
-        """End the thread. A later call starts another one."""
+        """End the thread."""
+        self.stopped = True
         with self._starting:
-            if self._thread is not None:
-                self._loop.call_soon_threadsafe(self._stop.set)
-                self._thread.join()
-                self._thread = None
+            thread = self._thread
+        if thread is not None:
+            _stop(self._loop, self._stop)
+            thread.join()
 
     def _start(self) -> None:
         with self._starting:

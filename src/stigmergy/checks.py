@@ -50,16 +50,16 @@ def check_keys(keys: Iterable[str]) -> tuple[str, ...]:
 
 def check_page(after: str | None, limit: int | None) -> tuple[str | None, int | None]:
     """Return `after` and `limit` of a scan in plain form."""
-    if limit is not None and limit < 1:
+    if limit is not None and _check_int("limit", limit) < 1:
         raise ValueError(f"limit must be at least 1, not {limit}")
     return None if after is None else check_prefix(after), limit
 
 
 def check_buffer(since: int | str | None, capacity: int | None, overflow: Overflow) -> None:
     """Raise `ValueError` for what no watch can be opened with."""
-    if isinstance(since, int) and since < 0:
+    if not (since is None or isinstance(since, str)) and _check_int("since", since) < 0:
         raise ValueError(f"since must not be negative, not {since}")
-    if capacity is not None and capacity < 1:
+    if capacity is not None and _check_int("capacity", capacity) < 1:
         raise ValueError(f"capacity must be at least 1, not {capacity}")
     if overflow not in ("drop", "raise"):
         raise ValueError(f"overflow must be 'drop' or 'raise', not {overflow!r}")
@@ -95,16 +95,21 @@ def _check_write(write: Write) -> Write:
     raise TypeError(f"a write is a Set, a Delete or a Check, not a {type(write).__name__}")
 
 
+def _check_int(name: str, number: object) -> int:
+    if not isinstance(number, int):
+        raise TypeError(f"{name} is an int, not a {type(number).__name__}")
+    return int(number)
+
+
 def _check_condition(if_revision: int | None) -> int | None:
     return None if if_revision is None else _check_revision(if_revision)
 
 
 def _check_revision(revision: int) -> int:
-    if not isinstance(revision, int):
-        raise TypeError(f"if_revision is an int, not a {type(revision).__name__}")
-    if revision < 0:
-        raise ValueError(f"if_revision must not be negative, not {revision}")
-    return int(revision)
+    plain = _check_int("if_revision", revision)
+    if plain < 0:
+        raise ValueError(f"if_revision must not be negative, not {plain}")
+    return plain
 
 
 def _check_ttl(ttl: Ttl) -> Ttl:
@@ -112,9 +117,13 @@ def _check_ttl(ttl: Ttl) -> Ttl:
         return ttl
     if not isinstance(ttl, (int, float)):
         raise TypeError(f"ttl is a number of seconds or 'keep', not a {type(ttl).__name__}")
-    if not (isfinite(ttl) and ttl > 0):
-        raise ValueError(f"ttl must be a positive, finite number of seconds, not {ttl}")
-    return float(ttl)
+    try:
+        seconds = float(ttl)
+    except OverflowError:
+        seconds = inf
+    if not (isfinite(seconds) and seconds > 0):
+        raise ValueError(f"ttl must be a positive, finite number of seconds, not {seconds}")
+    return seconds
 
 
 def _check_writer(writer: str | None) -> str | None:

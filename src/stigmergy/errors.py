@@ -120,7 +120,8 @@ class AccessDenied(StateError, PermissionError):
     """The handle may not do `action` to `key`; nothing was changed."""
 
     def __init__(self, action: str, key: str) -> None:
-        super().__init__(action, key)
+        super().__init__()
+        self.args = (action, key)  # given to an OSError, two arguments would be its errno and strerror
         self.action = action
         self.key = key
 

@@ -7,9 +7,9 @@ A flow is a generator. It yields *operations*, which ask something of the store 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Generator, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from math import inf
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar, overload
 
 from stigmergy.checks import Overflow, check_buffer, check_keys, check_page, check_timeout, check_writes
 from stigmergy.errors import RevisionConflict, WatchClosed
@@ -29,6 +29,7 @@ __all__ = [
     "Next",
     "OpenWatch",
     "Operation",
+    "Perform",
     "Scan",
     "Sleep",
     "Step",
@@ -62,6 +63,9 @@ class Step(Generic[T]):
         return self.do()
 
     def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{type(self).__name__} is immutable")
+
+    def __delattr__(self, name: str) -> None:
         raise AttributeError(f"{type(self).__name__} is immutable")
 
     def __repr__(self) -> str:
@@ -185,10 +189,14 @@ class Call(Step[T]):
     """Call `function(*args)` outside every lock. On an async store it may be async."""
 
     __slots__ = ("args", "function")
-    function: Callable[..., T | Awaitable[T]]
+    function: Callable[..., Any]
     args: tuple[Any, ...]
 
-    def __init__(self, function: Callable[..., T | Awaitable[T]], *args: Any) -> None:
+    @overload
+    def __init__(self, function: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> None: ...
+    @overload
+    def __init__(self, function: Callable[..., T], *args: Any) -> None: ...
+    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
         _assign(self, "function", function)
         _assign(self, "args", args)
 
@@ -217,6 +225,7 @@ class Next(Step[Change]):
     timeout: float | None
 
     def __init__(self, watch: Watch, timeout: float | None = None) -> None:
+        check_timeout(timeout)
         _assign(self, "watch", watch)
         _assign(self, "timeout", timeout)
 
@@ -231,12 +240,14 @@ class Next(Step[Change]):
 
 
 class Sleep(Step[None]):
-    """Let `seconds` pass."""
+    """Let `seconds` pass. Raises `ValueError` for a negative number, or NaN."""
 
     __slots__ = ("seconds",)
     seconds: float
 
     def __init__(self, seconds: float) -> None:
+        if not seconds >= 0:
+            raise ValueError(f"seconds must not be negative, not {seconds}")
         _assign(self, "seconds", seconds)
 
     def do(self) -> None:
@@ -249,6 +260,7 @@ class Sleep(Step[None]):
 
 
 Perform: TypeAlias = Callable[[Operation[Any]], Any]
+"""What does an operation that a flow yielded."""
 
 
 def run(flow: Flow[T], perform: Perform, *, steps: type[Step[Any]] = Step) -> T:
@@ -268,6 +280,9 @@ def run(flow: Flow[T], perform: Perform, *, steps: type[Step[Any]] = Step) -> T:
                 argument, resume = error, flow.throw
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]
+    except BaseException:
+        flow.close()  # it has ended already, unless something struck here
+        raise
     finally:
         del argument, resume  # an error held here would hold this frame, and the frame the error
 
@@ -286,6 +301,9 @@ async def arun(flow: Flow[T], perform: Callable[[Operation[Any]], Awaitable[Any]
                 argument, resume = error, flow.throw
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]
+    except BaseException:
+        flow.close()
+        raise
     finally:
         del argument, resume
 
@@ -332,6 +350,7 @@ def wait_for(key: str, predicate: Callable[[Any], Any], timeout: float | None = 
 
 def _sender(flow: Flow[T]) -> Callable[[Any], Step[Any]]:
     if not isinstance(flow, Generator):
+        _discard(flow)
         raise TypeError(f"a flow is a generator, not a {type(flow).__name__}: its function must contain a yield")
     return flow.send
 
@@ -342,7 +361,7 @@ def _checked(step: object, steps: type[Step[Any]]) -> Step[Any]:
     return step
 
 
-def _discard(awaitable: Awaitable[Any]) -> None:
+def _discard(awaitable: object) -> None:
     """Close a coroutine that nobody will await, so that it does not warn about it."""
     close = getattr(awaitable, "close", None)
     if close is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from functools import wraps
-from inspect import iscoroutinefunction
 from typing import Any, TypeAlias
 
 from stigmergy.errors import RevisionConflict
@@ -30,7 +29,7 @@ class Hooks:
       they raise is logged: a write that happened is no failure.
     - `on_error(error)` sees every `Exception` that the operation is about to raise, and may return another one to raise
       in its place. It cannot make a failure look like a success, and it cannot replace a `RevisionConflict`, on which
-      retries depend.
+      retries depend. An async one is not called for a `watch()` that fails.
 
     They fire for `set`, `delete`, `commit`, conditional writes and every attempt of `update` alike: once for each write
     of a commit, all those before it first. Expiry fires none. On an async store all may be async but `on_watch`, since
@@ -59,7 +58,7 @@ class Hooks:
         self.on_scan = _functions(on_scan)
         self.on_watch = _functions(on_watch)
         self.on_error = _functions(on_error)
-        if any(map(iscoroutinefunction, self.on_watch)):
+        if any(map(_is_async, self.on_watch)):
             raise TypeError("on_watch must be a plain function: watch() returns at once")
 
 
@@ -71,7 +70,7 @@ def compose_hooks(*hooks: Hooks) -> Hooks:
 def with_hooks(hooks: Hooks) -> Middleware:
     """Return a middleware that calls `hooks`, for `apply_middleware`."""
     functions = [hook for moment in _MOMENTS for hook in getattr(hooks, moment)]
-    in_need_of_await = [_stand_in(hook) for hook in functions if iscoroutinefunction(hook)]
+    in_need_of_await = [_stand_in(hook) for hook in functions if _is_async(hook)]
 
     def call_hooks(operation: Operation[Any]) -> Flow[Any]:
         at_once = isinstance(operation, OpenWatch)
@@ -80,11 +79,14 @@ def with_hooks(hooks: Hooks) -> Middleware:
         try:
             return (yield from _around(hooks, operation))
         except Exception as error:
-            handlers = [hook for hook in hooks.on_error if not (at_once and iscoroutinefunction(hook))]
+            handlers = [hook for hook in hooks.on_error if not (at_once and _is_async(hook))]
             raised = yield from _on_error(handlers, error)
             if raised is error:
                 raise
-            raise raised from error
+            try:
+                raise raised from error
+            finally:
+                del raised  # it holds this frame
 
     return call_hooks
 
@@ -164,6 +166,12 @@ def _stand_in(hook: Hook) -> Hook:
         pass
 
     return stand_in
+
+
+def _is_async(hook: Hook) -> bool:
+    from inspect import iscoroutinefunction  # takes long to import, and not everybody has hooks
+
+    return iscoroutinefunction(hook) or iscoroutinefunction(getattr(hook, "__call__", None))  # noqa: B004
 
 
 def _functions(hook: Hook | tuple[Hook, ...] | None) -> tuple[Hook, ...]:

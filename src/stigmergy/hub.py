@@ -2,7 +2,7 @@
 
 A store owns one hub and one lock, and calls the hub with the lock held; what must not happen under the lock (waking,
 logging, letting go of values) is noted in `afterwards` and done by `act` after its release. Everything here can be
-interrupted and called again, on the same thread too: see *uninterrupted* in `watch.py`.
+interrupted and called again, on the same thread too: see *uninterrupted* in `subscription.py`.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from stigmergy.errors import Compacted
 from stigmergy.model import Change
-from stigmergy.watch import EveryChange, LatestState, Subscription, Watch
+from stigmergy.subscription import EveryChange, LatestState, Subscription
+from stigmergy.watch import Watch
 
 if TYPE_CHECKING:
     from stigmergy.flow import OpenWatch
 
 __all__ = ["Hub"]
+
+T = TypeVar("T")
 
 _Topics = dict[str, dict[Subscription, None]]
 _WHOLE = -1
@@ -30,14 +33,16 @@ _WHOLE = -1
 class Hub:
     """The watches of one store.
 
-    `settle` finishes, with the lock held, a commit that was interrupted. `changed` turns a record of the store's log
-    into a `Change`, once for all watches that it reaches; `deliver` turns that into the reader's own, outside the lock.
+    `settle` finishes, with the lock held, a commit that was interrupted, and returns what is to be kept alive until the
+    lock is released. `key` is the key of a record of the store's log; `changed` makes a record a `Change`, once for all
+    watches that it reaches; `deliver` makes that the reader's own, outside the lock.
     """
 
     __slots__ = (
         "_changed",
         "_epoch",
         "_history",
+        "_key",
         "_keys",
         "_prefixes",
         "_ring",
@@ -54,6 +59,7 @@ class Hub:
         *,
         lock: AbstractContextManager[object],
         settle: Callable[[], object],
+        key: Callable[[Any], str],
         changed: Callable[[Any], Change],
         deliver: Callable[[Change], Change],
         history: int,
@@ -68,8 +74,9 @@ class Hub:
         self.left: deque[Subscription] = deque()
         """Subscriptions to be removed; the finaliser of a watch may append here, and does nothing else."""
         self._changed = changed
-        self._epoch = os.urandom(6).hex()
+        self._epoch = _new_epoch()
         self._history = history
+        self._key = key
         self._ring: list[Any] = [None] * history
         """The record of revision r at r modulo its length: revisions are dense."""
         self._keys: _Topics = {}
@@ -111,38 +118,31 @@ class Hub:
 
     def leave(self, subscription: Subscription) -> None:
         """End `subscription`; takes the lock itself."""
+        self.locked(self._end, [subscription])
+
+    def close(self) -> None:
+        """End all watches, and forget what was remembered. Doing so again changes nothing."""
+        ring, self._ring = self._ring, [None] * self._history
+        self.afterwards.append(ring)
+        self._end(self._everybody())
+
+    def locked(self, function: Callable[..., T], *args: Any) -> T:
+        """Return `function(*args)`, called with the lock held and everything settled; then act, whatever happens."""
         try:
             with self.lock:
-                self.settle()
-                subscription.end()
-                self.afterwards.append(subscription)
-                self.left.append(subscription)
-                self.tidy()
-        finally:
+                self._settle_while_locked()
+                result = function(*args)
             self.act()
+        except BaseException:
+            self.recover()
+            raise
+        return result
 
-    def tidy(self) -> None:
-        """Remove the subscriptions that left."""
-        while (subscription := self.left[0] if self.left else None) is not None:
-            subscription.end()
-            for length, name in _places(subscription):
-                topics = self._topics(length)
-                members = topics.get(name, {})
-                members.pop(subscription, None)
-                if not members and name in topics and topics[name] is members:  # uninterrupted
-                    del topics[name]
-                if not topics and length in self._prefixes and self._prefixes[length] is topics:  # uninterrupted
-                    del self._prefixes[length]
-            if self.left and self.left[0] is subscription:  # uninterrupted
-                del self.left[0]
-
-    def end(self) -> None:
-        """End all watches: the store is closed, or lives on in a child process."""
-        for subscription in self._everybody():
-            subscription.end()
-            self.afterwards.append(subscription)
-            self.left.append(subscription)
-        self.tidy()
+    def recover(self) -> None:
+        """Finish what an interrupted user of the lock left: a commit may be a fact, and nobody have heard of it."""
+        with self.lock:
+            self._settle_while_locked()
+        self.act()
 
     def act(self) -> None:
         """Do what was put off until the lock was released."""
@@ -162,16 +162,46 @@ class Hub:
                 subscription.wake_all()
             raise
 
+    def tidy(self) -> None:
+        """Remove the subscriptions that left."""
+        while (subscription := self.left[0] if self.left else None) is not None:
+            self.afterwards.append(subscription)  # kept alive, with all it had buffered, until the lock is released
+            subscription.end()
+            for length, name in _places(subscription):
+                topics = self._topics(length)
+                members = topics.get(name, {})
+                members.pop(subscription, None)
+                if not members and name in topics and topics[name] is members:  # uninterrupted
+                    del topics[name]
+                if not topics and length in self._prefixes and self._prefixes[length] is topics:  # uninterrupted
+                    del self._prefixes[length]
+            if self.left and self.left[0] is subscription:  # uninterrupted
+                del self.left[0]
+
     def bookmark(self, revision: int) -> str:
         """The name of the moment of `revision` in this life of the store."""
         return f"{self._epoch}.{revision}"
 
     def forget_watches(self) -> None:
-        """Start with no watches in a child process; those of the parent end."""
+        """Start with no watches in a child process; those of the parent end. Its life is another one from here on."""
+        self._epoch = _new_epoch()
         for subscription in self._everybody():
             subscription.waiters.clear()
-        self.end()
+        self._end(self._everybody())
+        self.tidy()
         self.afterwards.clear()
+
+    def _settle_while_locked(self) -> None:
+        done = self.settle()
+        if done is not None:
+            self.afterwards.append(done)
+
+    def _end(self, subscriptions: Iterable[Subscription]) -> None:
+        self.tidy()
+        for subscription in subscriptions:
+            subscription.end()
+            self.afterwards.append(subscription)
+            self.left.append(subscription)  # tidied away by the next one: until it was woken, `act` must find it
 
     def _subscription(self, request: OpenWatch) -> Subscription:
         return LatestState(self, request) if request.latest else EveryChange(self, request)
@@ -227,10 +257,15 @@ class Hub:
         if since == self.revision:
             return []
         ring = self._ring.copy()
-        changes = [self._changed(ring[revision % self._history]) for revision in range(since + 1, self.revision + 1)]
-        if request.prefix is None:
-            return [change for change in changes if change.key in request.keys]
-        return [change for change in changes if change.key.startswith(request.prefix)]
+        records = [ring[revision % self._history] for revision in range(since + 1, self.revision + 1)]
+        keys, prefix = set(request.keys), request.prefix
+        if prefix is None:
+            return [self._changed(record) for record in records if self._key(record) in keys]
+        return [self._changed(record) for record in records if self._key(record).startswith(prefix)]
+
+
+def _new_epoch() -> str:
+    return os.urandom(6).hex()
 
 
 def _places(subscription: Subscription) -> Iterator[tuple[int, str]]:

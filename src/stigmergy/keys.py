@@ -75,5 +75,5 @@ def check_prefix(prefix: object) -> str:
 
 
 def _shown(key: object) -> str:
-    shown = repr(key) if isinstance(key, str) else f"<{type(key).__name__}>"
+    shown = repr(key) if isinstance(key, (str, bytes, int, float, type(None))) else f"<{type(key).__name__}>"
     return shown if len(shown) <= 60 else shown[:57] + "..."

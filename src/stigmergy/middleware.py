@@ -40,7 +40,9 @@ def apply_middleware(store: Store | AsyncStore, *middleware: Middleware) -> Stor
             raise TypeError(f"a middleware is a generator function, not a {type(function).__name__}")
     if isinstance(store, AsyncStore):
         return _wrapped(store.sync, middleware).aio
-    return _wrapped(store, middleware)
+    if isinstance(store, Store):
+        return _wrapped(store, middleware)
+    raise TypeError(f"middleware is applied to a store, not to a {type(store).__name__}")
 
 
 def _wrapped(store: Store, middleware: tuple[Middleware, ...]) -> _MiddlewareStore:
@@ -58,7 +60,13 @@ class _MiddlewareStore(Store):
         self.capabilities = inner.capabilities
         self.blocking = inner.blocking
         self._through = _chained(chain, _around, partial(_apply, inner))
-        self._aio = _AsyncMiddlewareStore(self)
+
+    @property
+    def aio(self) -> AsyncStore:
+        if self._aio is None:
+            self.__dict__.setdefault("_aio", _AsyncMiddlewareStore(self))
+        assert self._aio is not None
+        return self._aio
 
     def get_entry(self, key: str) -> Entry | None:
         entry: Entry | None = self._through(GetEntry(key))
@@ -132,15 +140,22 @@ def _chained(chain: tuple[Middleware, ...], around: _Around, perform: _Perform) 
 
 
 def _around(function: Middleware, perform: _Perform, operation: Operation[Any]) -> Any:
-    return run(function(operation), perform)
+    return _passed_on(function, operation, run(function(operation), perform))
 
 
 async def _around_awaiting(function: Middleware, perform: _Perform, operation: Operation[Any]) -> Any:
-    return await arun(function(operation), perform)
+    return _passed_on(function, operation, await arun(function(operation), perform))
 
 
 def _around_at_once(function: Middleware, perform: _Perform, operation: Operation[Any]) -> Any:
-    return run(function(_only_watch(operation)), perform, steps=Call)
+    return _passed_on(function, operation, run(function(_only_watch(operation)), perform, steps=Call))
+
+
+def _passed_on(function: Middleware, operation: Operation[Any], result: Any) -> Any:
+    if result is None and not isinstance(operation, GetEntry):
+        name = getattr(function, "__qualname__", type(function).__name__)
+        raise TypeError(f"the middleware {name} returned None for {operation!r}: it must `return (yield operation)`")
+    return result
 
 
 def _apply(store: Store | AsyncStore, operation: Operation[Any]) -> Any:

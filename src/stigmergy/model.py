@@ -1,7 +1,8 @@
 """The values that travel: what a store keeps, what it is asked to write, and what a watch delivers.
 
-All are immutable and cheap to build. Read them by field name: that some are tuples is an accident of speed, and no
-promise. Their `repr` shows keys and revisions, never values.
+All are immutable and cheap to build. Read them by field name: that some are named tuples is for speed, and unpacking
+them is not promised; `change._replace(value=...)` makes a changed copy. Their `repr` shows keys and revisions, never
+values.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -107,6 +108,7 @@ class Check(NamedTuple):
 
 
 Write: TypeAlias = Set | Delete | Check
+_assign = object.__setattr__
 
 
 class Snapshot(Mapping[str, Entry]):
@@ -118,14 +120,19 @@ class Snapshot(Mapping[str, Entry]):
 
     __slots__ = ("_entries", "_open", "bookmark", "revision")
 
+    _entries: Mapping[str, Any]
+    _open: Callable[[str, Any], Entry]
+    revision: int
+    bookmark: str
+
     def __init__(
         self, entries: Mapping[str, Any], open: Callable[[str, Any], Entry], revision: int, bookmark: str
     ) -> None:
         """For providers: `entries` as stored, sorted by key, and how to make one an `Entry` of the reader's own."""
-        self._entries = entries
-        self._open = open
-        self.revision = revision
-        self.bookmark = bookmark
+        _assign(self, "_entries", entries)
+        _assign(self, "_open", open)
+        _assign(self, "revision", revision)
+        _assign(self, "bookmark", bookmark)
 
     def __getitem__(self, key: str) -> Entry:
         return self._open(key, self._entries[key])
@@ -135,6 +142,12 @@ class Snapshot(Mapping[str, Entry]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._entries
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("a Snapshot is immutable")
 
     def __repr__(self) -> str:
         return f"Snapshot({len(self)} entries, revision={self.revision})"

@@ -1,44 +1,28 @@
 """Watch: an ordered stream of changes, and the two ways to wait for the next one.
 
-A `Subscription` is what a hub fills: a buffer of changes, and the list of those who wait for one. A `Watch` is what a
-program holds: it takes changes out, hands over copies, and parks its thread or its task while there is none.
-
-A signal handler or a finaliser may strike between any two bytecodes, while this thread holds the hub's lock, and use
-the same store. Hence one rule, marked *uninterrupted* below: where several stores to memory belong together, no call
-stands among them, for CPython lets handlers and finalisers in only at calls, allocations and the end of a loop's round
-(so the condition of a `while` belongs to what is before it). One call into C may stand last. (`commit` of the memory provider lives by the same rule.)
+A `Watch` is what a program holds: it takes changes out of a `Subscription`, hands over copies, and parks its thread or
+its task while there is none.
 """
 
 from __future__ import annotations
 
-import logging
 import sys
 from _thread import allocate_lock
-from abc import ABC, abstractmethod
-from collections import OrderedDict, deque
-from collections.abc import Callable, Generator, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Generator
 from functools import partial
-from sys import maxsize
-from threading import TIMEOUT_MAX, Lock
+from threading import TIMEOUT_MAX, RLock
 from time import monotonic
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from stigmergy.checks import check_timeout
-from stigmergy.errors import Lagged, StateError, WatchClosed
-from stigmergy.model import Change, Op
+from stigmergy.errors import WatchClosed
+from stigmergy.model import Change
+from stigmergy.subscription import Subscription
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future
 
-    from stigmergy.flow import OpenWatch
-    from stigmergy.hub import Hub
-
-__all__ = ["EveryChange", "LatestState", "Subscription", "Watch"]
-
-_SET = Op.SET
-_NOTHING: deque[Change] = deque()
-_log = logging.getLogger("stigmergy")
+__all__ = ["Watch"]
 
 
 class Watch:
@@ -58,7 +42,7 @@ class Watch:
         """For providers: a watch of `source`; a function stands for a watch that is yet to be opened, by blocking."""
         self._subscription = source if isinstance(source, Subscription) else None
         self._opener = None if isinstance(source, Subscription) else source
-        self._opening = Lock()
+        self._opening = RLock()
         self._functions: tuple[Callable[[Change], Change], ...] = ()
 
     def get(self, timeout: float | None = None) -> Change:
@@ -68,32 +52,39 @@ class Watch:
         block a running event loop.
         """
         deadline = monotonic() + check_timeout(timeout)
-        while (change := self.get_nowait()) is None:
-            _park_thread(self._source(), deadline)
+        source = self._source()
+        try:
+            while (change := self.get_nowait()) is None:
+                _park_thread(source, deadline)
+        except BaseException:
+            source.wake()  # a hint that this reader may have got, and does not use, is for another one
+            raise
         return change
 
     async def aget(self) -> Change:
         """Same as `get`, waiting in this task; `asyncio.timeout` limits the wait."""
-        if self._subscription is None:
-            await self._opened()
-        while (change := self.get_nowait()) is None:
-            await _park_task(self._source())
+        await self._opened()
+        source = self._source()
+        try:
+            while (change := self.get_nowait()) is None:
+                await _park_task(source)
+        except BaseException:
+            source.wake()
+            raise
         return change
 
     def get_nowait(self) -> Change | None:
-        """Return the next change, or `None` if there is none now. Raises `WatchClosed` and `Lagged`."""
+        """Return the next change, or `None` if there is none now. Raises `WatchClosed` and `Lagged`.
+
+        A change whose value cannot be copied (`InvalidValue`), or for which a function given to `map` raises, is taken
+        out nevertheless: the next call goes on behind it.
+        """
         source = self._source()
         hub = source.hub
-        try:
-            with hub.lock:
-                hub.settle()
-                change = source.take()
-                if change is None and source.ended:
-                    raise source.error or WatchClosed
-        finally:
-            if hub.afterwards:
-                hub.act()
+        change: Change | None = hub.locked(source.take)
         if change is None:
+            if source.ended:
+                raise source.error or WatchClosed
             return None
         change = hub.deliver(change)
         for function in self._functions:
@@ -115,9 +106,7 @@ class Watch:
     def revision(self) -> int:
         """All that matches up to this revision was delivered, or counted as missed. Advances without deliveries."""
         source = self._source()
-        with source.hub.lock:
-            source.hub.settle()
-            return source.revision()
+        return source.hub.locked(source.revision)
 
     @property
     def bookmark(self) -> str:
@@ -154,15 +143,23 @@ class Watch:
 
     def open(self) -> None:
         """Same as `await watch`, blocking."""
+        if self._subscription is None and self._opener is not None and _running_loop() is not None:
+            raise RuntimeError("use `async with` here: opening this watch would block the running event loop")
         with self._opening:
             if self._subscription is None:
                 if self._opener is None:
                     raise WatchClosed
-                if _running_loop() is not None:
-                    raise RuntimeError("use `async with` here: opening this watch would block the running event loop")
                 opened = self._opener()
+                if self._opener is None:  # closed meanwhile
+                    opened.close()
+                    raise WatchClosed
                 self._functions = opened._functions + self._functions
                 self._subscription, opened._subscription = opened._source(), None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was subscribed; always, unless its store blocks."""
+        return self._subscription is not None
 
     def try_open(self) -> None:
         """Same as `open`; what goes wrong is raised at the first use."""
@@ -209,249 +206,10 @@ class Watch:
         return self._subscription
 
 
-class Subscription(ABC):
-    """A watch as its hub sees it. All but `wake` and `waiters` is used with the hub's lock held."""
-
-    __slots__ = ("ended", "error", "hub", "keys", "loaded", "prefix", "seen", "taken", "until", "waiters")
-
-    last_fill: ClassVar[object] = None
-    """Another object whenever a buffer has become full, anywhere: an async write that sees that lets readers run."""
-
-    dropped: int
-
-    def __init__(self, hub: Hub, request: OpenWatch) -> None:
-        self.hub = hub
-        self.keys = request.keys
-        self.prefix = request.prefix
-        self.loaded: Any
-        """What is to be delivered of the time before the watch was opened."""
-        self.seen = maxsize
-        """The revision up to which changes were put in; until the hub says where to begin, none is."""
-        self.taken = 0
-        """The revision up to which changes were taken out."""
-        self.until = 0
-        """The hub's revision when the watch ended."""
-        self.ended = False
-        self.error: StateError | None = None
-        self.waiters: list[_Waiter] = []  # a deque takes 600 bytes when it is empty, and nearly always it is
-
-    @abstractmethod
-    def load(self, changes: Iterable[Change]) -> Any:
-        """Return `changes` in the form of `loaded`."""
-
-    @abstractmethod
-    def put(self, change: Change) -> None:
-        """Buffer `change`, unless it was put in before."""
-
-    @abstractmethod
-    def take(self) -> Change | None:
-        """Remove and return the oldest change, as stored; `None` if there is none."""
-
-    @abstractmethod
-    def first(self) -> Change | None:
-        """The change that `take` would remove."""
-
-    @abstractmethod
-    def revision(self) -> int:
-        """The revision up to which everything was delivered or counted."""
-
-    def end(self, error: StateError | None = None) -> None:
-        """Take no more changes. Whoever reads past the last one gets `error`, or `WatchClosed`."""
-        if not self.ended:
-            self.seen = maxsize
-            self.error = error
-            self.until = self.hub.revision
-            self.ended = True
-
-    def wake(self) -> None:
-        """Wake one of those who wait: a hint to look again. Waiters whose loop is dead are dropped."""
-        while self.waiters:
-            with suppress(IndexError):  # another thread may be as quick
-                waiter = self.waiters[0]
-                woken = waiter.wake()
-                # Removed only now: an interrupt between the two must not lose a waiter that was not woken yet.
-                self.remove(waiter)
-                if woken:
-                    return
-
-    def wake_all(self) -> None:
-        """Wake everybody who waits."""
-        for waiter in self.waiters.copy():
-            waiter.wake()
-            self.remove(waiter)
-
-    def remove(self, waiter: _Waiter) -> None:
-        """Forget `waiter`."""
-        with suppress(ValueError):
-            self.waiters.remove(waiter)
-
-    def __repr__(self) -> str:
-        of = ", ".join(map(repr, self.keys)) if self.prefix is None else f"prefix={self.prefix!r}"
-        return of + (", ended" if self.ended else "")
-
-
-class EveryChange(Subscription):
-    """Every change, in a buffer of `capacity` in which the oldest gives way to the newest."""
-
-    __slots__ = ("buffer", "capacity", "dropped", "missed", "raises", "warned")
-
-    def __init__(self, hub: Hub, request: OpenWatch) -> None:
-        super().__init__(hub, request)
-        self.capacity = maxsize if request.capacity is None else request.capacity
-        self.raises = request.overflow == "raise"
-        self.loaded: deque[Change] = _NOTHING
-        self.buffer: deque[Change] = deque()
-        self.missed = 0
-        """How many changes gave way since the last one was taken out of the buffer."""
-        self.dropped = 0
-        self.warned = False
-
-    def load(self, changes: Iterable[Change]) -> deque[Change]:
-        return deque(changes) or _NOTHING
-
-    def put(self, change: Change) -> None:
-        buffer = self.buffer
-        size = len(buffer)
-        full = size >= self.capacity
-        if full:
-            self._make_way()
-        if change.revision > self.seen:  # uninterrupted
-            self.seen = change.revision
-            if full and buffer:
-                del buffer[0]
-                self.missed += 1
-                self.dropped += 1
-            buffer.append(change)
-        if self.waiters:
-            self.hub.afterwards.append(self)
-        if size + 1 == self.capacity:
-            Subscription.last_fill = object()
-
-    def take(self) -> Change | None:
-        loaded = self.loaded
-        if loaded:  # uninterrupted
-            change = loaded[0]
-            del loaded[0]
-            self.taken = change.revision
-            return change
-        buffer = self.buffer
-        if not buffer:
-            return None
-        if self.missed and self.raises:  # uninterrupted
-            missed = self.missed
-            self.missed = 0
-            self.taken = buffer[0].revision - 1
-            raise Lagged(missed)
-        # uninterrupted
-        change = buffer[0]
-        del buffer[0]
-        missed = self.missed
-        self.missed = 0
-        self.taken = change.revision
-        return change._replace(missed=missed) if missed else change
-
-    def first(self) -> Change | None:
-        return self.loaded[0] if self.loaded else self.buffer[0] if self.buffer else None
-
-    def revision(self) -> int:
-        if self.missed and not self.loaded:
-            return self.taken
-        first = self.first()
-        if first is not None:
-            return first.revision - 1
-        return self.until if self.ended else self.hub.revision
-
-    def wake(self) -> None:
-        if self.dropped and not self.warned:
-            self.warned = True
-            _log.warning("a watch of %r is full (%d changes): the oldest gives way to the newest", self, self.capacity)
-        super().wake()
-
-    def _make_way(self) -> None:
-        """Keep alive, until the lock is released, what is about to leave the buffer: its value may have a finaliser."""
-        if not self.warned:
-            self.hub.afterwards.append(self)
-        if self.buffer:
-            self.hub.afterwards.append(self.buffer[0])
-
-
-class LatestState(Subscription):
-    """The latest change of each key, at most one a key: a newer one takes the place of an older one."""
-
-    __slots__ = ("delivered",)
-
-    dropped = 0
-
-    def __init__(self, hub: Hub, request: OpenWatch) -> None:
-        super().__init__(hub, request)
-        self.loaded: OrderedDict[str, Change] = OrderedDict()
-        self.delivered: dict[str, tuple[Any, int]] = {}
-        """The value and the revision that the reader knows of each key that it knows to be there."""
-
-    def load(self, changes: Iterable[Change]) -> OrderedDict[str, Change]:
-        return OrderedDict((change.key, change) for change in changes)
-
-    def put(self, change: Change) -> None:
-        pending, key = self.loaded, change.key
-        replaced = pending.get(key)
-        if replaced is not None:
-            self.hub.afterwards.append(replaced)  # kept alive until the lock is released
-        if change.revision > self.seen:  # uninterrupted
-            self.seen = change.revision
-            if key in pending:
-                del pending[key]
-            if change.op is _SET or key in self.delivered:
-                pending[key] = change
-        if self.waiters:
-            self.hub.afterwards.append(self)
-
-    def take(self) -> Change | None:
-        pending, delivered = self.loaded, self.delivered
-        while (change := self.first()) is not None:
-            key = change.key
-            known = (change.value, change.revision)
-            if key in pending and pending[key] is change:  # uninterrupted
-                before = delivered[key] if key in delivered else (None, 0)  # noqa: SIM401, a call
-                del pending[key]
-                self.taken = change.revision
-                if change.op is _SET:
-                    delivered[key] = known
-                else:
-                    del delivered[key]
-                return change._replace(old_value=before[0], old_revision=before[1])
-        return None
-
-    def first(self) -> Change | None:
-        while self.loaded:
-            try:
-                return next(iter(self.loaded.values()))
-            except (RuntimeError, StopIteration):
-                continue  # a handler or finaliser changed it between the two calls
-        return None
-
-    def revision(self) -> int:
-        first = self.first()
-        if first is not None:
-            return first.revision - 1
-        return self.until if self.ended else self.hub.revision
-
-
-class _Waiter(Protocol):
-    """Somebody parked."""
-
-    hinted: bool
-    """Whether it was woken."""
-
-    def wake(self) -> bool:
-        """Let it run on. `False`: it may never run, or does already; wake another one as well."""
-        ...
-
-
 class _ThreadWaiter:
-    __slots__ = ("_parked", "hinted")
+    __slots__ = ("_parked",)
 
     def __init__(self) -> None:
-        self.hinted = False
         # A bare lock, because the one who releases it may be a signal handler that struck inside an acquire or a
         # release of the same lock: `threading.Event` and `Condition` deadlock there.
         self._parked = allocate_lock()
@@ -461,7 +219,6 @@ class _ThreadWaiter:
         self._parked.acquire(timeout=min(seconds, TIMEOUT_MAX))
 
     def wake(self) -> bool:
-        self.hinted = True
         try:
             self._parked.release()
         except RuntimeError:  # somebody else has
@@ -470,12 +227,12 @@ class _ThreadWaiter:
 
 
 class _TaskWaiter:
-    __slots__ = ("_current_task", "_loop", "hinted", "woken")
+    __slots__ = ("_current_task", "_hinted", "_loop", "woken")
 
     def __init__(self) -> None:
         import asyncio
 
-        self.hinted = False
+        self._hinted = False
         self._loop: AbstractEventLoop = asyncio.get_running_loop()
         self._current_task = asyncio.current_task
         self.woken: Future[None] = self._loop.create_future()
@@ -484,14 +241,15 @@ class _TaskWaiter:
         # Inside a step of a task of the same loop the future can be set here, which saves a round through the loop's
         # self-pipe (benchmark: task to task). Elsewhere on that thread it cannot: a signal handler may have struck
         # while the loop sleeps in its selector.
-        self.hinted = True
+        hinted = self._hinted
+        self._hinted = True
         if _running_loop() is self._loop and self._current_task(self._loop) is not None:
             return _set(self.woken)
         try:
             self._loop.call_soon_threadsafe(_set, self.woken)
         except RuntimeError:  # the loop is closed
             return False
-        return self._loop.is_running() and not self.woken.done()
+        return not hinted and self._loop.is_running() and not self.woken.done()
 
 
 def _park_thread(source: Subscription, deadline: float) -> None:
@@ -504,37 +262,20 @@ def _park_thread(source: Subscription, deadline: float) -> None:
     # Register, check, park, in this order: a change put in after the check finds the waiter.
     try:
         source.waiters.append(waiter)
-        if _is_idle(source):
+        if source.hub.locked(source.is_idle):
             waiter.park(left)
-    except BaseException:
-        _pass_on(source, waiter)
-        raise
-    source.remove(waiter)
+    finally:
+        source.remove(waiter)
 
 
 async def _park_task(source: Subscription) -> None:
     waiter = _TaskWaiter()
     try:  # register, check, park: as above
         source.waiters.append(waiter)
-        if _is_idle(source):
+        if source.hub.locked(source.is_idle):
             await waiter.woken
-    except BaseException:
-        _pass_on(source, waiter)
-        raise
-    source.remove(waiter)
-
-
-def _is_idle(source: Subscription) -> bool:
-    with source.hub.lock:
-        source.hub.settle()
-        return source.first() is None and not source.ended
-
-
-def _pass_on(source: Subscription, waiter: _Waiter) -> None:
-    """Stop waiting; the wake-up that this reader got and will not use goes to the next one."""
-    source.remove(waiter)
-    if waiter.hinted:
-        source.wake()
+    finally:
+        source.remove(waiter)
 
 
 def _fail(error: Exception) -> Watch:

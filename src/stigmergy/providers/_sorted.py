@@ -1,11 +1,67 @@
 """Sorted keys, for scans by prefix."""
 
+from __future__ import annotations
+
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator
+from itertools import takewhile
+from typing import Any
 
-__all__ = ["SortedKeys"]
+__all__ = ["KeyOrder", "SortedKeys"]
 
 _LOAD = 512
+
+
+class KeyOrder:
+    """The keys of `entries` in order. Used with the store's lock held, and struck and re-entered like the store.
+
+    Sorted when somebody asks for the first time, and brought up to date when somebody asks again: a store that nobody
+    scans pays nothing for it.
+    """
+
+    __slots__ = ("_entries", "_sorted", "_touched")
+
+    def __init__(self, entries: dict[str, Any]) -> None:
+        self._entries = entries
+        self._sorted: SortedKeys | None = None
+        self._touched: list[str] | None = None
+        """Keys that may have come or gone since; `None` while nobody asks."""
+
+    def touch(self, key: str) -> None:
+        """Take note that `key` is coming or going."""
+        if self._touched is not None:
+            self._touched.append(key)
+            if len(self._touched) > len(self._entries) + 1000:  # nobody has asked for long
+                self._sorted = self._touched = None
+
+    def beginning_with(self, prefix: str, after: str | None) -> Iterator[str]:
+        """The keys that begin with `prefix` and are beyond `after`."""
+        ordered = self._up_to_date()
+        if after is None or after < prefix:
+            rest = ordered.starting_at(prefix)
+        else:
+            rest = ordered.starting_at(after, after=True)
+        return takewhile(lambda key: key.startswith(prefix), rest)
+
+    def _up_to_date(self) -> SortedKeys:
+        while True:
+            ordered, touched = self._taken_out()
+            if ordered is None or touched is None:
+                ordered = SortedKeys(self._entries.copy())
+            else:
+                for key in touched:
+                    ordered.add(key) if key in self._entries else ordered.discard(key)
+            if self._sorted is None and not self._touched:  # uninterrupted
+                self._sorted = ordered
+                return ordered
+
+    def _taken_out(self) -> tuple[SortedKeys | None, list[str] | None]:
+        """What there is, removed: if its use is interrupted, the next one starts anew."""
+        fresh: list[str] = []
+        # uninterrupted: allocating may be interrupted, so the new list was made before
+        ordered, touched = self._sorted, self._touched
+        self._sorted, self._touched = None, fresh
+        return ordered, touched
 
 
 class SortedKeys:

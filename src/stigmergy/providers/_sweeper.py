@@ -16,7 +16,7 @@ _LONGEST_SLEEP = 3600.0
 
 
 class Sweeper:
-    """Calls `sweep` whenever a deadline is due; `sweep` returns the seconds until the next one, or `None`.
+    """Calls `sweep` whenever a deadline is due; `sweep` returns the seconds until the next one.
 
     The thread is started by the first `wake`, holds `sweep` weakly, and ends with its object. It parks on a
     `SimpleQueue` and is started by `start_new_thread`, because both may be used inside a signal handler or a
@@ -25,7 +25,7 @@ class Sweeper:
 
     __slots__ = ("_calls", "_started", "_sweep", "until")
 
-    def __init__(self, sweep: Callable[[], float | None]) -> None:
+    def __init__(self, sweep: Callable[[], float]) -> None:
         self.until = inf
         """The deadline that it sleeps for: whoever brings an earlier one wakes it. Kept by `sweep`."""
         self._calls: SimpleQueue[bool] = SimpleQueue()
@@ -39,7 +39,20 @@ class Sweeper:
             self._calls.put(True)
         else:
             self._started = True
-            start_new_thread(_sweep_for_ever, (self._sweep, self._calls))
+            try:
+                start_new_thread(self._run, (self._sweep, self._calls))
+            except RuntimeError:  # no more threads, or the interpreter is ending: the next one tries again
+                self._rest()
+
+    def _run(self, reference: WeakMethod[Callable[[], float]], calls: SimpleQueue[bool]) -> None:
+        try:
+            _sweep_for_ever(reference, calls)
+        finally:
+            self._rest()
+
+    def _rest(self) -> None:
+        self._started = False
+        self.until = inf
 
     def stop(self) -> None:
         """End the thread."""
@@ -50,10 +63,10 @@ def _stop(calls: SimpleQueue[bool], _: object = None) -> None:
     calls.put(False)
 
 
-def _sweep_for_ever(reference: WeakMethod[Callable[[], float | None]], calls: SimpleQueue[bool]) -> None:
+def _sweep_for_ever(reference: WeakMethod[Callable[[], float]], calls: SimpleQueue[bool]) -> None:
     go_on = True
     while go_on and (sweep := reference()) is not None:
         wait = sweep()
         del sweep
         with suppress(Empty):
-            go_on = calls.get(timeout=None if wait is None else min(wait, _LONGEST_SLEEP))
+            go_on = calls.get(timeout=min(wait, _LONGEST_SLEEP))

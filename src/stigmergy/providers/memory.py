@@ -1,6 +1,6 @@
 """The in-process store: a dict, one lock, a hub.
 
-A commit becomes a fact in one place, the *commit point* (`_commit_while_locked`), which nothing can interrupt. What
+A commit becomes a fact in one place, the *commit point* (`_commit_point`), which nothing can interrupt. What
 follows from it, the dict, the ring and the watches, is *settled* from there by whoever comes next, be it the committer,
 or somebody who struck the same thread in between, or another thread after the committer was interrupted. Everybody who
 takes the lock settles first; readers, who take no lock, see that a commit is unsettled and then do the same.
@@ -8,40 +8,40 @@ takes the lock settles first; readers, who take no lock, see that a commit is un
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from heapq import heapify, heappop, heappush
-from itertools import islice, takewhile
+from itertools import islice
 from math import inf
+from operator import itemgetter
 from threading import RLock
 from typing import Any, Final, TypeAlias
-from urllib.parse import parse_qsl, urlsplit
-from weakref import ref
 
 from stigmergy.errors import InvalidValue, RevisionConflict, StoreClosed, StoreFull
 from stigmergy.flow import Commit, OpenWatch, Scan
 from stigmergy.hub import Hub
 from stigmergy.keys import check_key
 from stigmergy.model import Change, Check, Delete, Entry, Meta, Op, Set, Snapshot, Ttl, Write
-from stigmergy.providers._sorted import SortedKeys
+from stigmergy.providers._deadlines import Deadlines
+from stigmergy.providers._fork import survive_forks
+from stigmergy.providers._sorted import KeyOrder
 from stigmergy.providers._sweeper import Sweeper
 from stigmergy.store import Store
 from stigmergy.values import SCALARS, isolate
 from stigmergy.watch import Watch
 
-__all__ = ["MemoryStore"]
+__all__ = ["MemoryStore", "open_memory"]
 
 # Plain tuples, because a write builds two of them: a NamedTuple takes four times as long (benchmark: set).
-_Stored: TypeAlias = tuple[Any, int, str | None, float, float | None, Meta | None, float]
-"""An `Entry` as the dict keeps it, and its deadline by the store's clock (infinite: none)."""
-_Record: TypeAlias = tuple[str, _Stored, _Stored | None, int, Op, bool]
+_Stored: TypeAlias = tuple[Any, int, str | None, float, float | None, Meta | None, int, float]
+"""An `Entry` as the dict keeps it, the revision of its commit, its deadline by the store's clock (infinite: none)."""
+_Record: TypeAlias = tuple[str, _Stored, _Stored | None, Op, bool]
 """One change, as the ring keeps it: key, what is stored now (for a `DELETE`: no value, but who, when and at which
-revision), what was before, the revision of the commit, the op, whether it expired."""
+revision), what was before, the op, whether it expired."""
 
 _REVISION: Final = 1
-_DEADLINE: Final = 6
+_EXPIRES: Final = 4
+_DEADLINE: Final = 7
 _SET, _DELETE = Op.SET, Op.DELETE
 _CLOSED: tuple[_Record, ...] = ()
 """The commit that never settles: whoever would take the quick way past the lock is stopped by it, and looks closer."""
@@ -86,15 +86,18 @@ class MemoryStore(Store):
         """The revision of the last commit."""
         self._pending: tuple[_Record, ...] | None = None
         """The last commit, unless it is settled."""
-        self._deadlines: list[tuple[float, str]] = []
-        """A heap with, for each entry that has a deadline, the deadline and the key; and some that are outdated."""
-        self._deadlines_worth_tidying = 64
-        self._sorted: SortedKeys | None = None
-        """The keys in order, but for those in `_touched`; `None` until somebody scans."""
-        self._touched: list[str] = []
-        self._hub = Hub(lock=self._lock, settle=self._settle, changed=_changed, deliver=self._deliver, history=history)
+        self._deadlines = Deadlines(self._entries)
+        self._order = KeyOrder(self._entries)
+        self._hub = Hub(
+            lock=self._lock,
+            settle=self._settle,
+            key=itemgetter(0),
+            changed=_changed,
+            deliver=self._deliver,
+            history=history,
+        )
         self._sweeper = Sweeper(self._sweep)
-        _stores[id(self)] = ref(self, partial(_forget, id(self)))
+        survive_forks(self._lock, self._live_on_in_child)
 
     def get(self, key: str, default: Any = None) -> Any:
         if type(key) is str and self._pending is None:
@@ -106,9 +109,9 @@ class MemoryStore(Store):
 
     def get_entry(self, key: str) -> Entry | None:
         key = check_key(key)
-        stored = self._entries.get(key) if self._pending is None else self._read_locked(key)
+        stored = self._entries.get(key) if self._pending is None else self._read(key)
         if stored is not None and stored[_DEADLINE] < inf and stored[_DEADLINE] <= self._clock():
-            stored = self._read_locked(key)
+            stored = self._read(key)
         return None if stored is None else self._entry(key, stored)
 
     def set(self, key: str, value: Any, *, if_revision: int | None = None, ttl: Ttl = None) -> int:
@@ -118,87 +121,64 @@ class MemoryStore(Store):
             key = check_key(key)
         if type(value) not in self._scalars:
             value = self._copied(key, value)
+        # What `commit` does by way of `Hub.locked`, in place: the way of most writes (benchmark: set).
         try:
             with self._lock:
                 while True:
-                    if self._pending is not None or self._deadlines:
+                    if self._pending is not None or self._deadlines.heap:
                         self._enter_while_locked()
                     seen = self._revision
                     revision = seen + 1
-                    stored = (value, revision, None, time.time(), None, None, inf)
-                    pending = ((key, stored, self._entries.get(key), revision, _SET, False),)
-                    if self._commit_while_locked(seen, pending):
+                    stored = (value, revision, None, time.time(), None, None, revision, inf)
+                    if self._commit_point(seen, ((key, stored, self._entries.get(key), _SET, False),)):
                         break
-                forgotten = self._settle()  # noqa: F841, kept alive until the lock is released
-        finally:
+                done = self._settle()  # noqa: F841, kept alive until the lock is released
             if self._hub.afterwards:
                 self._hub.act()
+        except BaseException:
+            self._hub.recover()
+            raise
         return revision
 
     def commit(self, *writes: Set | Delete | Check) -> tuple[int | None, ...]:
-        checked = tuple([self._isolated(write) for write in Commit(writes).writes])
-        try:
-            with self._lock:
-                while True:
-                    now = self._enter_while_locked()
-                    seen = self._revision
-                    pending, revisions = self._decide(checked, seen, now)
-                    if not pending or self._commit_while_locked(seen, pending):
-                        break
-                forgotten = self._settle()  # noqa: F841, kept alive until the lock is released
-        finally:
-            self._hub.act()
-        return revisions
+        isolated = tuple([self._isolated(write) for write in Commit(writes).writes])
+        return self._hub.locked(self._commit_while_locked, isolated)
 
     def scan(
         self, prefix: str = "", *, keys: Iterable[str] | None = None, after: str | None = None, limit: int | None = None
     ) -> Snapshot:
-        request = Scan(prefix, keys=keys, after=after, limit=limit)
-        try:
-            with self._lock:
-                while True:
-                    self._enter_while_locked()
-                    seen = self._revision
-                    found = dict(islice(self._matching(request), request.limit))
-                    if self._revision == seen:
-                        return Snapshot(found, self._entry, seen, self._hub.bookmark(seen))
-        finally:
-            self._hub.act()
+        return self._hub.locked(self._scan_while_locked, Scan(prefix, keys=keys, after=after, limit=limit))
 
     def open_watch(self, request: OpenWatch) -> Watch:
-        try:
-            with self._lock:
-                self._enter_while_locked()
-                return self._hub.open(request, partial(self._current, request))
-        finally:
-            self._hub.act()
+        return self._hub.locked(self._open_while_locked, request)
 
     def close(self) -> None:
-        try:
-            with self._lock:
-                while self._pending is not _CLOSED:
-                    self._settle()
-                    if self._pending is None:  # uninterrupted
-                        self._pending = _CLOSED
-                self._hub.end()
-                entries, self._entries = self._entries, {}  # noqa: F841, kept alive until the lock is released
-        finally:
-            self._sweeper.stop()
-            self._hub.act()
+        self._hub.locked(self._close_while_locked)
+        self._sweeper.stop()
 
     # -- the commit ----------------------------------------------------------------------------------------------------
 
     def _enter_while_locked(self) -> float:
         """Settle, and make due deadlines into changes; return the time. Raises `StoreClosed`."""
-        self._settle()
+        if self._pending is not None:
+            self._hub.afterwards.append(self._settle())
         if self._pending is _CLOSED:
             raise StoreClosed
         now = self._clock()
-        while (due := self._deadlines[0] if self._deadlines else None) is not None and due[0] <= now:
+        while (due := self._deadlines.first())[0] <= now:
             self._expire_while_locked(due, now)
-        if self._deadlines and self._deadlines[0][0] < self._sweeper.until:
+        if due[0] < self._sweeper.until:
             self._sweeper.wake()
         return now
+
+    def _commit_while_locked(self, writes: tuple[Write, ...]) -> tuple[int | None, ...]:
+        while True:
+            now = self._enter_while_locked()
+            seen = self._revision
+            pending, revisions = self._decide(writes, seen, now)
+            if not pending or self._commit_point(seen, pending):
+                self._hub.afterwards.append(self._settle())
+                return revisions
 
     def _decide(
         self, writes: tuple[Write, ...], seen: int, now: float
@@ -227,15 +207,15 @@ class MemoryStore(Store):
             revisions.append(revision)
             if isinstance(write, Set):
                 expires, deadline = _deadline(write.ttl, before, wrote, now)
-                stored = (write.value, revision, write.writer, wrote, expires, write.meta, deadline)
-                pending.append((write.key, stored, before, last, _SET, False))
+                stored = (write.value, revision, write.writer, wrote, expires, write.meta, last, deadline)
+                pending.append((write.key, stored, before, _SET, False))
             else:
-                stored = (None, revision, write.writer, wrote, None, write.meta, inf)
-                pending.append((write.key, stored, before, last, _DELETE, False))
+                stored = (None, revision, write.writer, wrote, None, write.meta, last, inf)
+                pending.append((write.key, stored, before, _DELETE, False))
         return tuple(pending), tuple(revisions)
 
-    def _commit_while_locked(self, seen: int, pending: tuple[_Record, ...]) -> bool:
-        """The commit point: make `pending` a fact, unless somebody struck and wrote since revision `seen` was read."""
+    def _commit_point(self, seen: int, pending: tuple[_Record, ...]) -> bool:
+        """Make `pending` a fact, unless somebody struck and wrote since revision `seen` was read."""
         last = seen + len(pending)
         if self._revision == seen and self._pending is None:  # uninterrupted
             self._pending = pending
@@ -246,38 +226,91 @@ class MemoryStore(Store):
     def _settle(self) -> object:
         """Let the dict, the ring and the watches follow the last commit. Doing so again changes nothing.
 
-        Returns what was forgotten on the way; keep it alive until the lock is released.
+        Returns what it let go of; keep it alive until the lock is released.
         """
         pending = self._pending
-        if not pending:
+        if pending is None:
             return None
-        forgotten: object = None
+        if pending is _CLOSED:
+            self._hub.close()
+            return None
+        done: object = pending
         for record in pending:
-            key, stored, before, _, op, _ = record
+            key, stored, before, op, _ = record
             if stored[_DEADLINE] < inf:
-                self._schedule(stored[_DEADLINE], key)
-            if self._sorted is not None and (op is _DELETE or before is None):
-                self._touch(key)
+                self._deadlines.push(stored[_DEADLINE], key)
+                if stored[_DEADLINE] < self._sweeper.until:
+                    self._sweeper.wake()
+            if op is _DELETE or before is None:
+                self._order.touch(key)
             if self._pending is not pending:
-                return forgotten  # somebody struck, settled all of this, and may have written since
+                return done  # somebody struck, settled all of this, and may have written since
             # uninterrupted, since that look
             if op is _SET:
                 self._entries[key] = stored
             elif key in self._entries:
                 del self._entries[key]
-            forgotten = forgotten, self._hub.publish(stored[_REVISION], key, record)
+            done = done, self._hub.publish(stored[_REVISION], key, record)
         if self._pending is pending:  # uninterrupted
             self._pending = None
-        return forgotten
+        return done
 
-    def _read_locked(self, key: str) -> _Stored | None:
+    def _close_while_locked(self) -> None:
+        while self._pending is not _CLOSED:
+            self._hub.afterwards.append(self._settle())
+            if self._pending is None:  # uninterrupted
+                self._pending = _CLOSED
+        self._hub.afterwards.append((self._settle(), self._entries.copy()))
+        self._entries.clear()
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def _read(self, key: str) -> _Stored | None:
         """Read when the quick way is barred: a commit is unsettled, a deadline has passed, or the store is closed."""
-        try:
-            with self._lock:
-                self._enter_while_locked()
-                return self._entries.get(key)
-        finally:
-            self._hub.act()
+        return self._hub.locked(self._read_while_locked, key)
+
+    def _read_while_locked(self, key: str) -> _Stored | None:
+        self._enter_while_locked()
+        return self._entries.get(key)
+
+    def _scan_while_locked(self, request: Scan) -> Snapshot:
+        self._enter_while_locked()
+        found, revision = self._found(request)
+        return Snapshot(found, self._entry, revision, self._hub.bookmark(revision))
+
+    def _open_while_locked(self, request: OpenWatch) -> Watch:
+        self._enter_while_locked()
+        return self._hub.open(request, partial(self._current, request))
+
+    def _current(self, request: OpenWatch) -> list[Change]:
+        """The present state as changes, in the order of revisions."""
+        found, _ = self._found(Scan(keys=request.keys) if request.prefix is None else Scan(request.prefix))
+        in_order = sorted(found.items(), key=lambda item: item[1][_REVISION])
+        return [_changed((key, stored, None, _SET, False)) for key, stored in in_order]
+
+    def _found(self, request: Scan) -> tuple[dict[str, _Stored], int]:
+        """What matches, sorted by key, and the revision at which it all does."""
+        while True:
+            seen = self._revision
+            try:
+                found = dict(islice(self._matching(request), request.limit))
+            except IndexError:  # somebody struck and took keys away
+                if self._revision == seen:
+                    raise
+            else:
+                if self._revision == seen:
+                    return found, seen
+
+    def _matching(self, request: Scan) -> Iterator[tuple[str, _Stored]]:
+        names: Iterable[str]
+        if request.keys is None:
+            names = self._order.beginning_with(request.prefix, request.after)
+        else:
+            names = (key for key in sorted(request.keys) if request.after is None or key > request.after)
+        for name in names:
+            stored = self._entries.get(name)
+            if stored is not None:
+                yield name, stored
 
     # -- deadlines -----------------------------------------------------------------------------------------------------
 
@@ -287,84 +320,22 @@ class MemoryStore(Store):
         seen = self._revision
         before = self._entries.get(key)
         if before is not None and before[_DEADLINE] <= now:
-            stored = (None, seen + 1, None, time.time(), None, None, inf)
-            if not self._commit_while_locked(seen, ((key, stored, before, seen + 1, _DELETE, True),)):
+            stored = (None, seen + 1, None, time.time(), None, None, seen + 1, inf)
+            if not self._commit_point(seen, ((key, stored, before, _DELETE, True),)):
                 return
-            self._settle()
-        if self._deadlines and self._deadlines[0] is due:
-            heappop(self._deadlines)
+            self._hub.afterwards.append(self._settle())
+        self._deadlines.drop(due)
 
-    def _schedule(self, deadline: float, key: str) -> None:
-        if len(self._deadlines) > self._deadlines_worth_tidying:
-            self._tidy_deadlines()
-        heappush(self._deadlines, (deadline, key))
-        if deadline < self._sweeper.until:
-            self._sweeper.wake()
-
-    def _tidy_deadlines(self) -> None:
-        """Drop the deadlines of entries that were replaced since: renewing one entry for ever must not cost memory."""
-        seen = self._revision
-        entries = self._entries.copy()
-        kept = [(stored[_DEADLINE], key) for key, stored in entries.items() if stored[_DEADLINE] < inf]
-        heapify(kept)
-        worth = 2 * len(kept) + len(entries) // 8 + 64
-        if self._revision == seen:  # uninterrupted
-            self._deadlines = kept
-            self._deadlines_worth_tidying = worth
-
-    def _sweep(self) -> float | None:
+    def _sweep(self) -> float:
         try:
-            with self._lock:
-                now = self._enter_while_locked()
-                if not self._deadlines:
-                    self._sweeper.until = inf
-                    return None
-                self._sweeper.until = self._deadlines[0][0]
-                return self._sweeper.until - now
+            return self._hub.locked(self._sweep_while_locked)
         except StoreClosed:
-            return None
-        finally:
-            self._hub.act()
+            return inf
 
-    # -- keys in order -------------------------------------------------------------------------------------------------
-
-    def _matching(self, request: Scan) -> Iterator[tuple[str, _Stored]]:
-        names: Iterable[str]
-        if request.keys is None:
-            names = self._beginning_with(request.prefix, request.after)
-        else:
-            names = (key for key in sorted(request.keys) if request.after is None or key > request.after)
-        for name in names:
-            stored = self._entries.get(name)
-            if stored is not None:
-                yield name, stored
-
-    def _beginning_with(self, prefix: str, after: str | None) -> Iterator[str]:
-        ordered = self._in_order()
-        if after is None or after < prefix:
-            rest = ordered.starting_at(prefix)
-        else:
-            rest = ordered.starting_at(after, after=True)
-        return takewhile(lambda key: key.startswith(prefix), rest)
-
-    def _in_order(self) -> SortedKeys:
-        while True:
-            seen = self._revision
-            ordered, touched = self._sorted, self._touched
-            self._sorted, self._touched = None, []  # taken out: if this is interrupted, the next one starts anew
-            if ordered is None:
-                ordered = SortedKeys(self._entries.copy())
-            for key in touched:
-                ordered.add(key) if key in self._entries else ordered.discard(key)
-            if self._revision == seen:  # uninterrupted
-                self._sorted = ordered
-                return ordered
-
-    def _touch(self, key: str) -> None:
-        self._touched.append(key)
-        if len(self._touched) > len(self._entries) + 1000:  # nobody has scanned for long: sort anew when somebody does
-            self._sorted = None
-            self._touched = []
+    def _sweep_while_locked(self) -> float:
+        now = self._enter_while_locked()
+        self._sweeper.until = self._deadlines.first()[0]
+        return self._sweeper.until - now
 
     # -- values --------------------------------------------------------------------------------------------------------
 
@@ -382,7 +353,7 @@ class MemoryStore(Store):
         return write
 
     def _entry(self, key: str, stored: _Stored) -> Entry:
-        value, revision, writer, wrote, expires, meta, _ = stored
+        value, revision, writer, wrote, expires, meta, _, _ = stored
         return Entry(self._copied(key, value), revision, writer, wrote, expires, None if meta is None else dict(meta))
 
     def _deliver(self, change: Change) -> Change:
@@ -393,12 +364,6 @@ class MemoryStore(Store):
         meta = None if change.meta is None else dict(change.meta)
         return change._replace(value=value, old_value=old_value, meta=meta)
 
-    def _current(self, request: OpenWatch) -> list[Change]:
-        """The present state as changes, in the order of revisions."""
-        scan = Scan(keys=request.keys) if request.prefix is None else Scan(request.prefix)
-        found = sorted(self._matching(scan), key=lambda item: item[1][_REVISION])
-        return [_changed((key, stored, None, stored[_REVISION], _SET, False)) for key, stored in found]
-
     def _live_on_in_child(self) -> None:
         self._hub.forget_watches()
         self._sweeper = Sweeper(self._sweep)
@@ -406,8 +371,10 @@ class MemoryStore(Store):
 
 def open_memory(url: str, **options: Any) -> MemoryStore:
     """What `open_store` calls: a new store, with `options`, and those in the query (`memory://?history=0`)."""
+    from urllib.parse import parse_qsl, urlsplit  # takes as long to import as all the rest
+
     parts = urlsplit(url)
-    if parts.netloc or parts.path not in ("", "/", "memory", "inmemory"):
+    if parts.netloc or parts.path.lower() not in ("", "/", "memory", "inmemory"):
         raise ValueError("a memory store has no name: every call opens a new one")
     for name, number in parse_qsl(parts.query, keep_blank_values=True):
         if name not in ("history", "max_entries") or not number.isdecimal():
@@ -417,8 +384,8 @@ def open_memory(url: str, **options: Any) -> MemoryStore:
 
 
 def _changed(record: _Record) -> Change:
-    key, stored, before, commit, op, expired = record
-    value, revision, writer, wrote, _, meta, _ = stored
+    key, stored, before, op, expired = record
+    value, revision, writer, wrote, _, meta, commit, _ = stored
     old_value, old_revision = (None, 0) if before is None else before[:2]
     return Change(op, key, value, old_value, revision, old_revision, commit, writer, wrote, expired, 0, meta)
 
@@ -440,47 +407,9 @@ def _deadline(ttl: Ttl, before: _Stored | None, wrote: float, now: float) -> tup
         return None, inf
     if ttl == "keep":
         assert before is not None
-        return before[4], before[_DEADLINE]
+        return before[_EXPIRES], before[_DEADLINE]
     return wrote + ttl, now + ttl
 
 
 def _shared(value: Any) -> Any:
     return value
-
-
-# Fork: every lock is held while it happens, so that the child's copy is nobody's half-done work.
-
-_stores: dict[int, ref[MemoryStore]] = {}
-_held: list[MemoryStore] = []
-
-
-def _forget(store: int, _: object) -> None:
-    _stores.pop(store, None)
-
-
-def _hold_all() -> None:
-    while not all(map(_hold, [store for reference in _stores.copy().values() if (store := reference()) is not None])):
-        _release_all()
-
-
-def _hold(store: MemoryStore) -> bool:
-    """Wait for the store's lock, but not for long: its holder may itself be waiting for a lock already held here."""
-    held = store._lock.acquire(timeout=0.01)
-    if held:
-        _held.append(store)
-    return held
-
-
-def _release_all() -> None:
-    while _held:
-        _held.pop()._lock.release()
-
-
-def _release_all_in_child() -> None:
-    for store in _held:
-        store._live_on_in_child()
-    _release_all()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(before=_hold_all, after_in_parent=_release_all, after_in_child=_release_all_in_child)

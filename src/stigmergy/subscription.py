@@ -1,0 +1,270 @@
+"""Subscription: the buffer of one watch, which a hub fills and a `Watch` empties, with the hub's lock held.
+
+A signal handler or a finaliser may strike between any two bytecodes, while this thread holds the hub's lock, and use
+the same store. Hence one rule, marked *uninterrupted* below: where several stores to memory belong together, no call
+stands among them, for CPython lets handlers and finalisers in only at calls, allocations and the end of a loop's round
+(so the condition of a `while` belongs to what is before it). One call into C may stand last. The hub and the memory
+provider live by the same rule.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from contextlib import suppress
+from sys import maxsize
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from stigmergy.errors import Lagged, StateError
+from stigmergy.model import Change, Op
+
+if TYPE_CHECKING:
+    from stigmergy.flow import OpenWatch
+    from stigmergy.hub import Hub
+
+__all__ = ["EveryChange", "LatestState", "Subscription", "Waiter"]
+
+_SET = Op.SET
+_NOTHING: deque[Change] = deque()
+_UNKNOWN: tuple[Any, int] = (None, 0)
+_log = logging.getLogger("stigmergy")
+
+
+class Waiter(Protocol):
+    """Somebody parked."""
+
+    def wake(self) -> bool:
+        """Let it run on. `False`: it may never run, or does already; wake another one as well."""
+        ...
+
+
+class Subscription(ABC):
+    """A watch as its hub sees it. All but waking, and the list of waiters, is used with the hub's lock held."""
+
+    __slots__ = ("ended", "error", "hub", "keys", "loaded", "prefix", "seen", "taken", "until", "waiters")
+
+    last_fill: ClassVar[object] = None
+    """Another object whenever a buffer has become full, anywhere: an async write that sees that lets readers run."""
+
+    dropped: int
+
+    def __init__(self, hub: Hub, request: OpenWatch) -> None:
+        self.hub = hub
+        self.keys = request.keys
+        self.prefix = request.prefix
+        self.loaded: Any
+        """What is to be delivered of the time before the watch was opened."""
+        self.seen = maxsize
+        """The revision up to which changes were put in; until the hub says where to begin, none is."""
+        self.taken = 0
+        """The revision up to which changes were taken out."""
+        self.until = 0
+        """The hub's revision when the watch ended."""
+        self.ended = False
+        self.error: StateError | None = None
+        self.waiters: list[Waiter] = []  # a deque takes 600 bytes when it is empty, and nearly always it is
+
+    @abstractmethod
+    def load(self, changes: Iterable[Change]) -> Any:
+        """Return `changes` in the form of `loaded`."""
+
+    @abstractmethod
+    def put(self, change: Change) -> None:
+        """Buffer `change`, unless it was put in before."""
+
+    @abstractmethod
+    def take(self) -> Change | None:
+        """Remove and return the oldest change, as stored; `None` if there is none."""
+
+    @abstractmethod
+    def first(self) -> Change | None:
+        """The change that `take` would remove."""
+
+    def is_idle(self) -> bool:
+        """Whether there is nothing to take, and may be later."""
+        return self.first() is None and not self.ended
+
+    @abstractmethod
+    def revision(self) -> int:
+        """The revision up to which everything was delivered or counted."""
+
+    def end(self, error: StateError | None = None) -> None:
+        """Take no more changes. Whoever reads past the last one gets `error`, or `WatchClosed`."""
+        if not self.ended:
+            self.seen = maxsize
+            self.error = error
+            self.until = self.hub.revision
+            self.ended = True
+
+    def wake(self) -> None:
+        """Wake one of those who wait: a hint to look again. Waiters whose loop is dead are dropped."""
+        while self.waiters:
+            with suppress(IndexError):  # another thread may be as quick
+                waiter = self.waiters[0]
+                woken = waiter.wake()
+                # Removed only now: an interrupt between the two must not lose a waiter that was not woken yet.
+                self.remove(waiter)
+                if woken:
+                    return
+
+    def wake_all(self) -> None:
+        """Wake everybody who waits."""
+        for waiter in self.waiters.copy():
+            waiter.wake()
+            self.remove(waiter)
+
+    def remove(self, waiter: Waiter) -> None:
+        """Forget `waiter`."""
+        with suppress(ValueError):
+            self.waiters.remove(waiter)
+
+    def __repr__(self) -> str:
+        of = ", ".join(map(repr, self.keys)) if self.prefix is None else f"prefix={self.prefix!r}"
+        return of + (", ended" if self.ended else "")
+
+
+class EveryChange(Subscription):
+    """Every change, in a buffer of `capacity` in which the oldest gives way to the newest."""
+
+    __slots__ = ("buffer", "capacity", "dropped", "missed", "raises", "warned")
+
+    def __init__(self, hub: Hub, request: OpenWatch) -> None:
+        super().__init__(hub, request)
+        self.capacity = maxsize if request.capacity is None else request.capacity
+        self.raises = request.overflow == "raise"
+        self.loaded: deque[Change] = _NOTHING
+        self.buffer: deque[Change] = deque()
+        self.missed = 0
+        """How many changes gave way since the last one was taken out of the buffer."""
+        self.dropped = 0
+        self.warned = False
+
+    def load(self, changes: Iterable[Change]) -> deque[Change]:
+        return deque(changes) or _NOTHING
+
+    def put(self, change: Change) -> None:
+        buffer = self.buffer
+        size = len(buffer)
+        full = size >= self.capacity
+        if full:
+            self._make_way()
+        if change.revision > self.seen:  # uninterrupted
+            self.seen = change.revision
+            if full and buffer:
+                del buffer[0]
+                self.missed += 1
+                self.dropped += 1
+            buffer.append(change)
+        if self.waiters:
+            self.hub.afterwards.append(self)
+        if size + 1 >= self.capacity:
+            Subscription.last_fill = object()
+
+    def take(self) -> Change | None:
+        loaded, buffer = self.loaded, self.buffer
+        if loaded:  # uninterrupted
+            change = loaded[0]
+            del loaded[0]
+            self.taken = change.revision
+            return change
+        while (oldest := buffer[0] if buffer else None) is not None:
+            missed = self.missed
+            lagged = Lagged(missed) if missed and self.raises else None
+            taken = oldest._replace(missed=missed) if missed else oldest
+            if buffer and buffer[0] is oldest and self.missed == missed:  # uninterrupted
+                self.missed = 0
+                if lagged is not None:
+                    self.taken = oldest.revision - 1
+                    raise lagged
+                del buffer[0]
+                self.taken = oldest.revision
+                return taken
+        return None
+
+    def first(self) -> Change | None:
+        return self.loaded[0] if self.loaded else self.buffer[0] if self.buffer else None
+
+    def revision(self) -> int:
+        if self.missed and not self.loaded:
+            return self.taken
+        first = self.first()
+        if first is not None:
+            return first.revision - 1
+        return self.until if self.ended else self.hub.revision
+
+    def wake(self) -> None:
+        if self.dropped and not self.warned:
+            self.warned = True
+            _log.warning("a watch of %r is full (%d changes): the oldest gives way to the newest", self, self.capacity)
+        super().wake()
+
+    def _make_way(self) -> None:
+        """Keep alive, until the lock is released, what is about to leave the buffer: its value may have a finaliser."""
+        if not self.warned:
+            self.hub.afterwards.append(self)
+        if self.buffer:
+            self.hub.afterwards.append(self.buffer[0])
+
+
+class LatestState(Subscription):
+    """The latest change of each key, at most one a key: a newer one takes the place of an older one."""
+
+    __slots__ = ("delivered",)
+
+    dropped = 0
+
+    def __init__(self, hub: Hub, request: OpenWatch) -> None:
+        super().__init__(hub, request)
+        self.loaded: OrderedDict[str, Change] = OrderedDict()
+        self.delivered: dict[str, tuple[Any, int]] = {}
+        """The value and the revision that the reader knows of each key that it knows to be there."""
+
+    def load(self, changes: Iterable[Change]) -> OrderedDict[str, Change]:
+        return OrderedDict((change.key, change) for change in changes)
+
+    def put(self, change: Change) -> None:
+        pending, key = self.loaded, change.key
+        replaced = pending.get(key)
+        if replaced is not None:
+            self.hub.afterwards.append(replaced)  # kept alive until the lock is released
+        if change.revision > self.seen:  # uninterrupted
+            self.seen = change.revision
+            if key in pending:
+                del pending[key]
+            if change.op is _SET or key in self.delivered:
+                pending[key] = change
+        if self.waiters:
+            self.hub.afterwards.append(self)
+
+    def take(self) -> Change | None:
+        pending, delivered = self.loaded, self.delivered
+        while (change := self.first()) is not None:
+            key = change.key
+            known = delivered.get(key, _UNKNOWN)
+            knows = (change.value, change.revision)
+            taken = change._replace(old_value=known[0], old_revision=known[1])
+            if key in pending and pending[key] is change:  # uninterrupted
+                del pending[key]
+                self.taken = change.revision
+                if change.op is _SET:
+                    delivered[key] = knows
+                elif key in delivered:
+                    del delivered[key]
+                return taken
+        return None
+
+    def first(self) -> Change | None:
+        while self.loaded:
+            try:
+                return next(iter(self.loaded.values()))
+            except (RuntimeError, StopIteration):
+                continue  # a handler or finaliser changed it between the two calls
+        return None
+
+    def revision(self) -> int:
+        first = self.first()
+        if first is not None:
+            return first.revision - 1
+        return self.until if self.ended else self.hub.revision
