@@ -222,7 +222,7 @@ def test_printable_text_is_left_alone() -> None:
 UNPRIVILEGED = [
     sys.executable,
     "-c",
-    "import os, shutil, sys, stigmergy.demo; from stigmergy.cli import main\n"
+    "import encodings.unicode_escape, os, shutil, sys, stigmergy.demo; from stigmergy.cli import main\n"
     "os.geteuid() or os.seteuid(65534)\n"
     "sys.exit(main())",
     "demo",
@@ -283,16 +283,17 @@ def test_a_folder_that_cannot_be_read_is_refused_in_one_line(mode: int, reason: 
 @on_posix
 def test_what_cannot_be_read_is_named_and_skipped(tmp_path: Path) -> None:
     (tmp_path / "secret").mkdir()
-    for name in "open", "closed", "secret/file":
+    odd = "closed\x1b[31m"
+    for name in "open", odd, "secret/file":
         (tmp_path / name).write_bytes(b"word")
 
-    with permissions(tmp_path, 0o755), permissions(tmp_path / "closed", 0), permissions(tmp_path / "secret", 0):
+    with permissions(tmp_path, 0o755), permissions(tmp_path / odd, 0), permissions(tmp_path / "secret", 0):
         outcome = Outcome(run(command=UNPRIVILEGED, cwd=tmp_path))
 
     assert (outcome.words, outcome.files) == (1, 1)
     skipped = re.fullmatch(r"2 \((.+); (.+)\)", outcome.facts["skipped"])
     assert skipped is not None
-    assert {*skipped.groups()} == {"./closed: Permission denied", "./secret: Permission denied"}
+    assert {*skipped.groups()} == {r"./closed\x1b[31m: Permission denied", "./secret: Permission denied"}
 
 
 # -- the agents --------------------------------------------------------------------------------------------------------
@@ -300,12 +301,14 @@ def test_what_cannot_be_read_is_named_and_skipped(tmp_path: Path) -> None:
 
 @contextmanager
 def crew_on(store: Store) -> Iterator[Crew]:
-    """A crew, none of which is left in the end."""
-    before = threading.active_count()
+    """A crew, all of which goes home in the end."""
+    before = {*threading.enumerate()}
     with Crew(store) as crew:
         yield crew
     crew.check()
-    assert threading.active_count() == before
+    for thread in {*threading.enumerate()} - before:
+        thread.join(timeout=20)
+        assert not thread.is_alive()
 
 
 def test_of_many_workers_exactly_one_claims_each_task(tmp_path: Path) -> None:
@@ -337,6 +340,18 @@ def test_a_worker_that_comes_late_finds_what_is_still_to_do(tmp_path: Path) -> N
         result: Result = store.wait_for("result:000002", lambda result: True, timeout=20).value
 
     assert result.counts == {b"one": 1, b"two": 1}
+
+
+def test_workers_of_one_event_loop_take_turns(tmp_path: Path) -> None:
+    store = MemoryStore()
+    for number in range(6):
+        (tmp_path / str(number)).write_bytes(b"word")
+        store.set(f"task:{number}", Task(str(tmp_path / str(number))))
+
+    with crew_on(store) as crew:
+        crew.start(run_tasks, store, ["task-1", "task-2", "task-3"])
+        for name in "task-1", "task-2", "task-3":
+            store.wait_for(f"worker:{name}", lambda status: status.files == 2, timeout=20)
 
 
 def test_a_file_that_vanished_since_it_was_listed_is_skipped(tmp_path: Path) -> None:
@@ -405,8 +420,8 @@ def interrupted(program: subprocess.Popen[Any]) -> Iterator[Interrupt]:
 
 
 @on_posix
-@pytest.mark.parametrize("times", [1, 3])
-def test_ctrl_c_while_big_files_are_counted_ends_it_at_once(times: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("again", [False, True])
+def test_ctrl_c_while_big_files_are_counted_ends_it_at_once(again: bool, tmp_path: Path) -> None:
     fill_with_work(tmp_path)
 
     with subprocess.Popen([*DEMO, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
@@ -414,7 +429,8 @@ def test_ctrl_c_while_big_files_are_counted_ends_it_at_once(times: int, tmp_path
         assert program.stderr is not None
         assert re.fullmatch(rb"\d+ of \d+( or more)? files, \d+ words\n", program.stdout.readline())
         with interrupted(program) as interrupt:
-            for _ in range(times):
+            interrupt()
+            while again and program.poll() is None:
                 interrupt()
         assert program.stderr.read() == b"stigmergy: interrupted\n"
 
