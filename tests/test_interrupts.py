@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from stigmergy import MemoryStore, Set, WatchClosed
+from stigmergy import Compacted, MemoryStore, Set, WatchClosed
 
 POSIX = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX timers")
 
@@ -209,6 +209,23 @@ def child_is_well(store: MemoryStore, watch: Any) -> int:
     except BaseException as error:
         os.write(2, repr(error).encode())
         return 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_bookmark_from_before_a_fork_is_of_another_life_in_the_child() -> None:
+    with MemoryStore() as store:
+        store.set("a", 1)
+        bookmark = store.scan().bookmark
+        child = os.fork()
+        if child == 0:
+            try:
+                store.watch("a", since=bookmark)
+            except Compacted:
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert store.watch("a", since=bookmark).get_nowait() is None
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

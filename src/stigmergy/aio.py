@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 from stigmergy import flow as flows
 from stigmergy.checks import Overflow, check_capabilities
@@ -23,15 +23,15 @@ T = TypeVar("T")
 class AsyncStore(ABC):
     """Same as `Store`, for tasks of any number of event loops; each method does what its namesake there does.
 
-    On a store that does not block, calls never suspend, with one exception: a write that fills a watch, or finds it full,
-    gives the loop one turn before it returns, so that a reader in the same loop can follow. It has happened by then, also for a task
-    that is cancelled in that turn.
+    On a store that does not block, calls never suspend, with one exception: a write that fills a watch, or finds it
+    full, gives the loop one turn before it returns, so that a reader in the same loop can follow. It has happened by
+    then, also for a task that is cancelled in that turn.
 
     On a store that blocks, a call that is cancelled goes on in its thread: a write may still happen, even after later
     ones.
 
     `open_watch`, `watch` and `observe` are plain methods and return at once. On a store that blocks, the watch is
-    subscribed on `async with`, on `await watch`, on first use, or before the next operation of this store is sent,
+    subscribed on `async with`, on `await watch`, on first use, or before the next operation of this object is sent,
     whichever comes first; what goes wrong there is raised at the watch's first use.
     """
 
@@ -120,7 +120,9 @@ class AsyncStore(ABC):
 
     @property
     def sync(self) -> Store:
-        """The same store for threads: the same methods, blocking."""
+        """The same store for threads: the same methods, blocking. Of a store that was written async, not for signal
+        handlers and finalisers.
+        """
         if self._sync is None:
             from stigmergy.bridge import to_sync
 
@@ -133,6 +135,9 @@ class AsyncStore(ABC):
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a store cannot be copied or pickled")
 
     def _perform(self, operation: Operation[Any]) -> Any:
         return operation.apply(self)

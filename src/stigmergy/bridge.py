@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from functools import partial
 from threading import Lock, Thread
@@ -125,7 +125,11 @@ class _ThreadedStore(AsyncStore):
 
 
 class _PortalStore(Store):
-    """The sync face of a store that was written async: calls are made on an event loop in a thread of its own."""
+    """The sync face of a store that was written async: calls are made on an event loop in a thread of its own.
+
+    Unlike a store that was written for threads, it cannot be used by signal handlers and finalisers: they would wait
+    for a thread that may be waiting for the one they struck.
+    """
 
     blocking = True
 
@@ -159,43 +163,56 @@ class _Portal:
 
     def __init__(self) -> None:
         self.stopped = False
-        self._starting = Lock()
+        self._guard = Lock()
         self._thread: Thread | None = None
         self._loop: asyncio.AbstractEventLoop
+        self._calls: set[Future[Any]] = set()
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run `coroutine` there, and return its result here. Raises `StoreClosed` when stopped."""
         if threading.current_thread() is self._thread:
             coroutine.close()
             raise RuntimeError("use the async store here: waiting for it would block the event loop that it runs on")
-        if self.stopped:
-            coroutine.close()
-            raise StoreClosed
-        self._start()
-        result = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        result = self._submit(coroutine)
         try:
             return result.result()
         except BaseException:
             result.cancel()
             raise
+        finally:
+            self._calls.discard(result)
 
     def stop(self) -> None:
-        """End the thread."""
-        self.stopped = True
-        with self._starting:
-            thread = self._thread
-        if thread is not None:
+        """Let the calls that were made come to their end, and then the thread."""
+        with self._guard:
+            self.stopped = True
+        wait(self._calls.copy())
+        if self._thread is not None:
             _stop(self._loop, self._stop)
-            thread.join()
+            self._thread.join()
+
+    def _submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        with self._guard:
+            if self.stopped:
+                coroutine.close()
+                raise StoreClosed
+            if self._thread is None or not self._thread.is_alive():  # it is not alive in a child process
+                self._start()
+            result = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+            self._calls.add(result)
+            return result
 
     def _start(self) -> None:
-        with self._starting:
-            if self._thread is None or not self._thread.is_alive():  # it is not alive in a child process
-                started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
-                self._thread = Thread(target=asyncio.run, args=(_serve(started),), name="stigmergy-portal", daemon=True)
-                self._thread.start()
-                self._loop, self._stop = started.result()
-                finalize(self, _stop, self._loop, self._stop).atexit = False
+        started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+        thread = Thread(target=asyncio.run, args=(_serve(started),), name="stigmergy-portal", daemon=True)
+        try:
+            thread.start()
+            self._loop, self._stop = started.result()
+        except BaseException:
+            started.add_done_callback(lambda future: _stop(*future.result()))  # nobody will ever use it
+            raise
+        self._thread = thread
+        finalize(self, _stop, self._loop, self._stop).atexit = False
 
 
 async def _serve(started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:

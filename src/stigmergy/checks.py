@@ -113,8 +113,10 @@ def _check_revision(revision: int) -> int:
 
 
 def _check_ttl(ttl: Ttl) -> Ttl:
-    if ttl is None or ttl == "keep":
-        return ttl
+    if ttl is None:
+        return None
+    if isinstance(ttl, str) and str.__eq__(ttl, "keep") is True:
+        return "keep"
     if not isinstance(ttl, (int, float)):
         raise TypeError(f"ttl is a number of seconds or 'keep', not a {type(ttl).__name__}")
     try:

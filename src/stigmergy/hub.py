@@ -182,8 +182,10 @@ class Hub:
         """The name of the moment of `revision` in this life of the store."""
         return f"{self._epoch}.{revision}"
 
-    def forget_watches(self) -> None:
-        """Start with no watches in a child process; those of the parent end. Its life is another one from here on."""
+    def live_on_in_child(self, lock: AbstractContextManager[object]) -> None:
+        """Go on with another lock in a child process: as another life, in which the parent's watches have ended."""
+        self.lock = lock
+        self.settle()
         self._epoch = _new_epoch()
         for subscription in self._everybody():
             subscription.waiters.clear()
@@ -199,9 +201,9 @@ class Hub:
     def _end(self, subscriptions: Iterable[Subscription]) -> None:
         self.tidy()
         for subscription in subscriptions:
-            subscription.end()
             self.afterwards.append(subscription)
             self.left.append(subscription)  # tidied away by the next one: until it was woken, `act` must find it
+            subscription.end()
 
     def _subscription(self, request: OpenWatch) -> Subscription:
         return LatestState(self, request) if request.latest else EveryChange(self, request)

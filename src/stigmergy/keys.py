@@ -54,7 +54,7 @@ def check_key(key: object) -> str:
         return key
     checked = check_prefix(key)
     if not checked:
-        raise InvalidKey(_shown(key), "a key is not empty")
+        raise InvalidKey(_shown(checked), "a key is not empty")
     return checked
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 from stigmergy import flow as flows
 from stigmergy.checks import Overflow, check_capabilities
@@ -175,6 +175,9 @@ class Store(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a store cannot be copied or pickled")
 
     def _perform(self, operation: Operation[Any]) -> Any:
         return operation.apply(self)

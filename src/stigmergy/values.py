@@ -31,6 +31,7 @@ def _copied(value: Any, memo: _Memo) -> Any:
     """What `deepcopy(value, memo)` returns, sooner; `memo` is its memo: copies by the id of the original."""
     if id(value) in memo:
         return memo[id(value)]
+    memo.setdefault(id(memo), []).append(value)  # alive as long as its id stands for it, as `deepcopy` does it
     copier = _COPIERS.get(type(value), deepcopy)
     return copier(value, memo)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator
 from functools import partial
 from threading import TIMEOUT_MAX, RLock
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from stigmergy.checks import check_timeout
 from stigmergy.errors import WatchClosed
@@ -181,6 +181,9 @@ class Watch:
 
     async def __aexit__(self, *_: object) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a watch cannot be copied or pickled")
 
     def __del__(self) -> None:
         # No lock is taken here: the collector may have struck this thread anywhere. The hub's next user clears up.

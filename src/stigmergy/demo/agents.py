@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from threading import Thread
 from time import monotonic, sleep
 from typing import Any, NamedTuple, Self
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 _PAUSE = 0.05
+_HANDFUL = 50
 
 
 class Plan(NamedTuple):
@@ -66,6 +68,10 @@ class Totals(NamedTuple):
     skipped: tuple[str, ...] = ()
     """Path and reason of each file that could not be read."""
 
+    @property
+    def merged(self) -> int:
+        return self.files + len(self.skipped)
+
 
 def start_agents(crew: Crew, store: Store, folder: str, names: Iterable[str]) -> None:
     """Start everybody; in any order, but that the collector's watch is open before there can be results."""
@@ -78,11 +84,12 @@ def start_agents(crew: Crew, store: Store, folder: str, names: Iterable[str]) ->
 
 
 def plan(store: Store, folder: str) -> None:
-    """Make a task of each text file."""
-    tasks = 0
-    for path in text_files(folder):
-        tasks += 1
-        store.commit(Set(f"task:{tasks:06}", Task(path)), Set("plan", Plan(tasks)))
+    """Make a task of each text file, a handful at a time: each commit wakes every worker that waits."""
+    paths, tasks = text_files(folder), 0
+    while handful := list(islice(paths, _HANDFUL)):
+        numbered = enumerate(handful, tasks + 1)
+        tasks += len(handful)
+        store.commit(*[Set(f"task:{number:06}", Task(path)) for number, path in numbered], Set("plan", Plan(tasks)))
     store.set("plan", Plan(tasks, complete=True))
 
 
@@ -139,17 +146,15 @@ def count(task: Change, name: str, done: Status, rest: Callable[[], object]) -> 
 
 
 def collect(store: Store, results: Watch) -> None:
-    """Merge the results.
-
-    A merge copies every word that is known by then, so results wait until there is much to merge, or a lull.
-    """
+    """Merge the results. A merge copies every word that is known, so they wait until there is much to merge, or all."""
     waiting: dict[str, Result] = {}
-    known = 0
+    totals, known = Totals(), 0
     for changes in batches(results, timeout=_PAUSE):
         waiting.update((change.key, change.value) for change in changes if change.op is Op.SET)
-        if waiting and (not changes or 4 * sum(len(result.counts) for result in waiting.values()) > known):
+        much = 4 * sum(len(result.counts) for result in waiting.values()) >= known
+        if waiting and (much or store.get("plan") == Plan(totals.merged + len(waiting), complete=True)):
             known = len(store.update("words", partial(with_words, waiting.values()), default=Counter()))
-            store.update("totals", partial(with_files, waiting.values()), default=Totals())
+            totals = store.update("totals", partial(with_files, waiting.values()), default=totals)
             store.commit(*map(Delete, waiting))
             waiting.clear()
 
@@ -172,7 +177,7 @@ def with_files(results: Iterable[Result], totals: Totals) -> Totals:
 def batches(watch: Watch, *, timeout: float | None = None) -> Iterator[list[Change]]:
     """Yield all that waits to be read, then pause so that more can come, and so on until the watch ends.
 
-    When nothing has come for `timeout` seconds, that is nothing.
+    What waits is nothing when nothing has come for `timeout` seconds.
     """
     with suppress(WatchClosed):
         while True:

@@ -37,7 +37,7 @@ class Progress:
 
     @property
     def finished(self) -> bool:
-        return self.plan.complete and self.totals.files + len(self.totals.skipped) == self.plan.tasks
+        return self.plan.complete and self.totals.merged == self.plan.tasks
 
     @property
     def skipped(self) -> str:

@@ -12,6 +12,7 @@ from weakref import WeakMethod
 
 __all__ = ["Sweeper"]
 
+_SHORTEST_SLEEP = 0.001
 _LONGEST_SLEEP = 3600.0
 
 
@@ -69,4 +70,4 @@ def _sweep_for_ever(reference: WeakMethod[Callable[[], float]], calls: SimpleQue
         wait = sweep()
         del sweep
         with suppress(Empty):
-            go_on = calls.get(timeout=min(wait, _LONGEST_SLEEP))
+            go_on = calls.get(timeout=min(max(wait, _SHORTEST_SLEEP), _LONGEST_SLEEP))

@@ -23,7 +23,7 @@ from stigmergy.hub import Hub
 from stigmergy.keys import check_key
 from stigmergy.model import Change, Check, Delete, Entry, Meta, Op, Set, Snapshot, Ttl, Write
 from stigmergy.providers._deadlines import Deadlines
-from stigmergy.providers._fork import survive_forks
+from stigmergy.providers._fork import in_children
 from stigmergy.providers._sorted import KeyOrder
 from stigmergy.providers._sweeper import Sweeper
 from stigmergy.store import Store
@@ -97,7 +97,7 @@ class MemoryStore(Store):
             history=history,
         )
         self._sweeper = Sweeper(self._sweep)
-        survive_forks(self._lock, self._live_on_in_child)
+        in_children(self, MemoryStore._live_on_in_child)
 
     def get(self, key: str, default: Any = None) -> Any:
         if type(key) is str and self._pending is None:
@@ -365,8 +365,10 @@ class MemoryStore(Store):
         return change._replace(value=value, old_value=old_value, meta=meta)
 
     def _live_on_in_child(self) -> None:
-        self._hub.forget_watches()
+        """Part with what a child process does not have: the parent's threads, what they held, who waited in them."""
+        self._lock = RLock()
         self._sweeper = Sweeper(self._sweep)
+        self._hub.live_on_in_child(self._lock)
 
 
 def open_memory(url: str, **options: Any) -> MemoryStore:

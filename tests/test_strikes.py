@@ -1,0 +1,194 @@
+"""One strike at each place where one can come, inside each operation: an interrupt, or somebody who uses the store.
+
+CPython lets signal handlers and finalisers in around calls, at the start of functions, where containers are allocated,
+and at the end of a loop's round. `strike` is there, by `sys.settrace`.
+"""
+
+from __future__ import annotations
+
+import dis
+import gc
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache, partial
+from itertools import cycle, islice, pairwise
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import pytest
+
+import stigmergy
+from stigmergy import Change, Delete, MemoryStore, Op, RevisionConflict, Set, Watch
+
+LIBRARY = str(Path(stigmergy.__file__).parent)
+
+OPERATIONS: dict[str, Callable[[MemoryStore], object]] = {
+    "set": lambda store: store.set("a", 1),
+    "set with ttl": lambda store: store.set("a", 2, ttl=1000),
+    "create": lambda store: store.set("new", 3),
+    "commit": lambda store: store.commit(Set("b", 1), Set("a", 4), Delete("c")),
+    "delete": lambda store: store.delete("a"),
+    "update": lambda store: store.update("a", lambda value: (value or 0) + 1),
+    "scan": lambda store: store.scan("a"),
+    "expire": lambda store: (store._clock.advance(10), store.get("short")),  # type: ignore[attr-defined]
+    "watch": lambda store: store.watch("a", since=store.scan().revision).close(),
+    "observe": lambda store: store.observe(prefix="").get_nowait(),
+}
+
+
+@cache
+def places(code: CodeType) -> frozenset[int]:
+    """The offsets right behind instructions that let somebody in."""
+    instructions = list(dis.get_instructions(code))
+    letting_in = ("CALL", "RESUME", "JUMP_BACKWARD", "POP_JUMP_BACKWARD", "BUILD_")
+    return frozenset(after.offset for each, after in pairwise(instructions) if each.opname.startswith(letting_in))
+
+
+Place = tuple[CodeType, int]
+
+
+def traced(function: Callable[[], object], at: Callable[[Place], None]) -> None:
+    """Call `function`, and `at` at each place inside the library, until it removes the trace."""
+
+    def local(frame: FrameType, event: str, _: object) -> Any:
+        if event == "opcode" and frame.f_lasti in places(frame.f_code):
+            at((frame.f_code, frame.f_lasti))
+        return local
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        # Finalisers and the callbacks of weak references belong to what an earlier round left.
+        if not frame.f_code.co_filename.startswith(LIBRARY) or frame.f_code.co_name in ("__del__", "_stop", "_forget"):
+            return None
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        return local
+
+    gc.disable()
+    sys.settrace(trace)
+    try:
+        function()
+    finally:
+        sys.settrace(None)
+        gc.enable()
+
+
+def places_in(function: Callable[[], object]) -> list[Place]:
+    """The places that a call of `function` comes by, each once."""
+    found: dict[Place, None] = {}
+    traced(function, lambda place: found.setdefault(place))
+    assert len(found) > 10
+    return list(found)
+
+
+def strike(function: Callable[[], object], place: Place, action: Callable[[], object]) -> None:
+    """Call `function`, and `action` when it comes by `place` for the first time."""
+
+    def at(here: Place) -> None:
+        if here == place:
+            sys.settrace(None)
+            action()
+
+    traced(function, at)
+
+
+def filled(clock: Any) -> MemoryStore:
+    store = MemoryStore(history=4, clock=clock)
+    for key in "abc":
+        store.set(key, 0)
+    store.set("short", 0, ttl=5)
+    return store
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("operation", ["set", "set with ttl", "commit", "delete"])
+def test_a_parked_reader_hears_of_a_write_wherever_an_interrupt_strikes_its_writer(operation: str, clock: Any) -> None:
+    operate = OPERATIONS[operation]
+    store = filled(clock)
+    store.watch("a")
+    for place in places_in(partial(operate, store)):
+        store = filled(clock)
+        watch = store.watch("a")
+        reader = parked(watch)
+        before = store._revision
+        with suppress(KeyboardInterrupt):
+            strike(partial(operate, store), place, interrupt)
+
+        if store._revision > before:
+            reader.join(timeout=5)
+            assert not reader.is_alive(), place
+        store.close()
+        reader.join(timeout=5)
+        assert not reader.is_alive(), place
+
+
+@pytest.mark.parametrize("closing", [lambda store, watch: store.close(), lambda store, watch: watch.close()])
+def test_readers_wake_wherever_an_interrupt_strikes_a_close(closing: Callable[..., None], clock: Any) -> None:
+    store = filled(clock)
+    for place in places_in(partial(closing, store, store.watch("a"))):
+        store = filled(clock)
+        watch = store.watch("a")
+        reader = parked(watch)
+        with suppress(KeyboardInterrupt):
+            strike(partial(closing, store, watch), place, interrupt)
+
+        if watch._source().ended:
+            reader.join(timeout=5)
+            assert not reader.is_alive(), place
+        store.close()
+        reader.join(timeout=5)
+        assert not reader.is_alive(), place
+
+
+def parked(watch: Watch) -> threading.Thread:
+    """A thread that reads `watch` to its end, or its first change, and waits for it already."""
+    reader = threading.Thread(target=next, args=(watch, None))
+    reader.start()
+    while not watch._source().waiters:
+        pass
+    return reader
+
+
+@pytest.mark.parametrize("outer", OPERATIONS)
+def test_whoever_uses_the_store_inside_an_operation_disturbs_nothing(outer: str, clock: Any) -> None:
+    operate = OPERATIONS[outer]
+    inners = cycle(OPERATIONS.values())
+    for place in places_in(partial(operate, watched(clock)[0])):
+        for inner in islice(inners, 3):
+            store, every, small, state = watched(clock)
+            with suppress(RevisionConflict):
+                strike(partial(operate, store), place, partial(inner, store))
+
+            agree(store, list(iter(every.get_nowait, None)), list(iter(state.get_nowait, None)))
+            assert small.dropped == sum(change.missed for change in iter(small.get_nowait, None)), place
+            store.close()
+
+
+def watched(clock: Any) -> tuple[MemoryStore, Watch, Watch, Watch]:
+    store = filled(clock)
+    every = store.watch(prefix="", since=0, capacity=None)
+    return store, every, store.watch(prefix="", capacity=1), store.observe(prefix="")
+
+
+def agree(store: MemoryStore, changes: list[Change], states: list[Change]) -> None:
+    """The watch has every revision with a true old value, and ends where the dict, a scan and observe are."""
+    present = {key: entry.value for key, entry in store.scan().items()}
+    assert [change.revision for change in changes] == list(range(1, store._revision + 1))
+    assert replayed(changes) == present == replayed(states)
+    assert {key: store.get(key) for key in present} == present
+
+
+def replayed(changes: list[Change]) -> dict[str, Any]:
+    state: dict[str, Any] = {}
+    for change in changes:
+        assert state.get(change.key) == change.old_value
+        if change.op is Op.SET:
+            state[change.key] = change.value
+        else:
+            del state[change.key]
+    return dict(sorted(state.items()))
