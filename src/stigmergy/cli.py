@@ -20,9 +20,9 @@ _MAX_WORKERS = 256
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `stigmergy` with the arguments `argv`, those of the process by default, and return the exit status.
 
-    0: done. 1: the system failed, a full disk, say. 2: cannot be done; as for 1, one line on stderr says why. 130: after
-    Ctrl-C; for what is left of the process further ones are ignored, lest they strike the cleaning up. 141: whoever
-    read the output has gone.
+    0: done. 1: the system failed, a full disk, say. 2: cannot be done; as for 1, one line on stderr says why. 130:
+    after Ctrl-C; for what is left of the process further ones are ignored, lest they strike the cleaning up. 141:
+    whoever read the output has gone.
     """
     try:
         with _interrupted_once():
