@@ -218,11 +218,12 @@ def test_printable_text_is_left_alone() -> None:
 
 # -- what it refuses, and what it skips --------------------------------------------------------------------------------
 
-# The superuser may read everything, so this gives its rights away first.
+# The superuser may read everything, so this gives its rights away first; with them may go those to import anything.
 UNPRIVILEGED = [
     sys.executable,
     "-c",
-    "import encodings.unicode_escape, os, shutil, sys, stigmergy.demo; from stigmergy.cli import main\n"
+    "import asyncio, encodings.unicode_escape, os, shutil, sys, stigmergy.bridge, stigmergy.demo\n"
+    "from stigmergy.cli import main\n"
     "os.geteuid() or os.seteuid(65534)\n"
     "sys.exit(main())",
     "demo",
