@@ -126,7 +126,7 @@ class AsyncStore(ABC):
         if self._sync is None:
             from stigmergy.bridge import to_sync
 
-            self.__dict__.setdefault("_sync", to_sync(self))
+            vars(self).setdefault("_sync", to_sync(self))
         assert self._sync is not None
         return self._sync
 

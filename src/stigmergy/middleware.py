@@ -64,7 +64,7 @@ class _MiddlewareStore(Store):
     @property
     def aio(self) -> AsyncStore:
         if self._aio is None:
-            self.__dict__.setdefault("_aio", _AsyncMiddlewareStore(self))
+            vars(self).setdefault("_aio", _AsyncMiddlewareStore(self))
         assert self._aio is not None
         return self._aio
 

@@ -166,7 +166,7 @@ class Store(ABC):
         if self._aio is None:
             from stigmergy.bridge import to_async
 
-            self.__dict__.setdefault("_aio", to_async(self))  # two threads must not get two faces
+            vars(self).setdefault("_aio", to_async(self))  # two threads must not get two faces
         assert self._aio is not None
         return self._aio
 
