@@ -210,6 +210,28 @@ def test_a_native_async_store_serves_threads_through_its_sync_face() -> None:
     assert not thread.is_alive()
 
 
+def test_closing_the_sync_face_of_a_native_store_from_many_threads_is_fine() -> None:
+    for _ in range(50):
+        store = NativeStore().sync
+        store.set("a", 1)
+        failures: list[BaseException] = []
+        start = threading.Barrier(3)
+
+        def close(store: Any = store, start: Any = start, failures: Any = failures) -> None:
+            try:
+                start.wait()
+                store.close()
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=close) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failures == []
+
+
 def test_the_sync_face_of_a_native_store_refuses_its_own_loop() -> None:
     class Calls(NativeStore):
         async def get_entry(self, key: str) -> Entry | None:

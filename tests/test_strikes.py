@@ -1,7 +1,7 @@
 """One strike at each place where one can come, inside each operation: an interrupt, or somebody who uses the store.
 
 CPython lets signal handlers and finalisers in around calls, at the start of functions, where containers are allocated,
-and at the end of a loop's round. `strike` is there, by `sys.settrace`.
+and at the end of a loop's round. `strike` is there.
 """
 
 from __future__ import annotations
@@ -50,29 +50,60 @@ def places(code: CodeType) -> frozenset[int]:
 Place = tuple[CodeType, int]
 
 
-def traced(function: Callable[[], object], at: Callable[[Place], None]) -> None:
-    """Call `function`, and `at` at each place inside the library, until it removes the trace."""
+def in_library(code: CodeType) -> bool:
+    # Finalisers and the callbacks of weak references belong to what an earlier round left.
+    return code.co_filename.startswith(LIBRARY) and code.co_name not in ("__del__", "_stop", "_forget")
 
+
+def traced(function: Callable[[], object], at: Callable[[Place], None]) -> None:
+    """Call `function`, and `at` at each place inside the library that this thread comes by."""
+    gc.disable()
+    try:
+        (traced_by_monitoring if sys.version_info >= (3, 12) else traced_by_settrace)(function, at)
+    finally:
+        gc.enable()
+
+
+def traced_by_settrace(function: Callable[[], object], at: Callable[[Place], None]) -> None:
     def local(frame: FrameType, event: str, _: object) -> Any:
         if event == "opcode" and frame.f_lasti in places(frame.f_code):
             at((frame.f_code, frame.f_lasti))
         return local
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
-        # Finalisers and the callbacks of weak references belong to what an earlier round left.
-        if not frame.f_code.co_filename.startswith(LIBRARY) or frame.f_code.co_name in ("__del__", "_stop", "_forget"):
+        if not in_library(frame.f_code):
             return None
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False
         return local
 
-    gc.disable()
     sys.settrace(trace)
     try:
         function()
     finally:
         sys.settrace(None)
-        gc.enable()
+
+
+def traced_by_monitoring(function: Callable[[], object], at: Callable[[Place], None]) -> None:
+    # From 3.12 on `settrace` traces the opcodes of a code object now, and another time does not.
+    monitoring: Any = sys.monitoring  # type: ignore[attr-defined, unused-ignore]
+    tool, event, thread = monitoring.DEBUGGER_ID, monitoring.events.INSTRUCTION, threading.get_ident()
+
+    def instruction(code: CodeType, offset: int) -> Any:
+        if not in_library(code):
+            return monitoring.DISABLE
+        if threading.get_ident() == thread and offset in places(code):
+            at((code, offset))
+        return None
+
+    monitoring.use_tool_id(tool, "strikes")
+    monitoring.register_callback(tool, event, instruction)
+    monitoring.set_events(tool, event)
+    try:
+        function()
+    finally:
+        monitoring.set_events(tool, 0)
+        monitoring.free_tool_id(tool)
 
 
 def places_in(function: Callable[[], object]) -> list[Place]:
@@ -85,10 +116,12 @@ def places_in(function: Callable[[], object]) -> list[Place]:
 
 def strike(function: Callable[[], object], place: Place, action: Callable[[], object]) -> None:
     """Call `function`, and `action` when it comes by `place` for the first time."""
+    struck = False
 
     def at(here: Place) -> None:
-        if here == place:
-            sys.settrace(None)
+        nonlocal struck
+        if here == place and not struck:
+            struck = True
             action()
 
     traced(function, at)
@@ -159,7 +192,7 @@ def test_whoever_uses_the_store_inside_an_operation_disturbs_nothing(outer: str,
     operate = OPERATIONS[outer]
     inners = cycle(OPERATIONS.values())
     for place in places_in(partial(operate, watched(clock)[0])):
-        for inner in islice(inners, 3):
+        for inner in islice(inners, 2):
             store, every, small, state = watched(clock)
             with suppress(RevisionConflict):
                 strike(partial(operate, store), place, partial(inner, store))

@@ -159,6 +159,28 @@ def test_a_reader_whose_loop_stands_still_does_not_keep_others_waiting(store: Me
     loop.close()
 
 
+def test_a_reader_that_was_woken_is_not_woken_twice_while_another_one_waits(store: MemoryStore) -> None:
+    watch = store.watch("a")
+    source = watch._source()
+    readers = [threading.Thread(target=watch.get) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    while len(source.waiters) < 2:
+        pass
+    first = source.waiters[0]
+
+    assert first.wake()
+    while not first._parked.locked():  # type: ignore[attr-defined]
+        pass  # it runs on, and has taken its lock again
+
+    assert not first.wake()
+    store.set("a", 1)
+    store.set("a", 2)
+    for reader in readers:
+        reader.join(timeout=5)
+        assert not reader.is_alive()
+
+
 def test_concurrent_updates_add_up_exactly(store: MemoryStore) -> None:
     def add() -> None:
         for _ in range(500):

@@ -154,7 +154,8 @@ class _PortalStore(Store):
 
     def close(self) -> None:
         if not self._portal.stopped:
-            self._portal.call(self._store.close())
+            with suppress(StoreClosed):  # somebody else was faster
+                self._portal.call(self._store.close())
             self._portal.stop()
 
 
@@ -204,7 +205,7 @@ class _Portal:
 
     def _start(self) -> None:
         started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
-        thread = Thread(target=asyncio.run, args=(_serve(started),), name="stigmergy-portal", daemon=True)
+        thread = Thread(target=lambda: asyncio.run(_serve(started)), name="stigmergy-portal", daemon=True)
         try:
             thread.start()
             self._loop, self._stop = started.result()
@@ -212,6 +213,7 @@ class _Portal:
             started.add_done_callback(lambda future: _stop(*future.result()))  # nobody will ever use it
             raise
         self._thread = thread
+        self._calls = set()  # in a child process, those of the parent never end
         finalize(self, _stop, self._loop, self._stop).atexit = False
 
 

@@ -120,9 +120,13 @@ class Subscription(ABC):
         with suppress(ValueError):
             self.waiters.remove(waiter)
 
+    @property
+    def of(self) -> str:
+        """What is watched, for people."""
+        return ", ".join(map(repr, self.keys)) if self.prefix is None else f"prefix={self.prefix!r}"
+
     def __repr__(self) -> str:
-        of = ", ".join(map(repr, self.keys)) if self.prefix is None else f"prefix={self.prefix!r}"
-        return of + (", ended" if self.ended else "")
+        return self.of + (", ended" if self.ended else "")
 
 
 class EveryChange(Subscription):
@@ -197,7 +201,9 @@ class EveryChange(Subscription):
     def wake(self) -> None:
         if self.dropped and not self.warned:
             self.warned = True
-            _log.warning("a watch of %r is full (%d changes): the oldest gives way to the newest", self, self.capacity)
+            _log.warning(
+                "a watch of %s is full (%d changes): the oldest gives way to the newest", self.of, self.capacity
+            )
         super().wake()
 
     def _make_way(self) -> None:

@@ -210,9 +210,10 @@ class Watch:
 
 
 class _ThreadWaiter:
-    __slots__ = ("_parked",)
+    __slots__ = ("_hinted", "_parked")
 
     def __init__(self) -> None:
+        self._hinted = False
         # A bare lock, because the one who releases it may be a signal handler that struck inside an acquire or a
         # release of the same lock: `threading.Event` and `Condition` deadlock there.
         self._parked = allocate_lock()
@@ -222,10 +223,10 @@ class _ThreadWaiter:
         self._parked.acquire(timeout=min(seconds, TIMEOUT_MAX))
 
     def wake(self) -> bool:
-        try:
-            self._parked.release()
-        except RuntimeError:  # somebody else has
+        if self._hinted:  # and may have acquired the lock again since: one hint is one wake-up
             return False
+        self._hinted = True  # uninterrupted: the call that follows is the last
+        self._parked.release()
         return True
 
 

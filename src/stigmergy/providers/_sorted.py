@@ -29,9 +29,10 @@ class KeyOrder:
 
     def touch(self, key: str) -> None:
         """Take note that `key` is coming or going."""
-        if self._touched is not None:
-            self._touched.append(key)
-            if len(self._touched) > len(self._entries) + 1000:  # nobody has asked for long
+        touched = self._touched
+        if touched is not None:
+            touched.append(key)
+            if len(touched) > len(self._entries) + 1000:  # nobody has asked for long
                 self._sorted = self._touched = None
 
     def beginning_with(self, prefix: str, after: str | None) -> Iterator[str]:
