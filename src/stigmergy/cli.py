@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _interrupted_once():
             return _run(argv)
     except KeyboardInterrupt:
+        _deafen()
         print("stigmergy: interrupted", file=sys.stderr)
         return 130
     except OSError as error:
@@ -106,18 +107,28 @@ def _interrupted_once() -> Iterator[None]:
         threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     )
+    interrupted = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        if not interrupted:
+            interrupted = True
+            raise KeyboardInterrupt
+
+    # The handler stays: in place of one that has just been taken away, CPython reports a race, with a traceback.
     if ours:
-        signal.signal(signal.SIGINT, _interrupt)
+        signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
-        if ours and signal.getsignal(signal.SIGINT) is _interrupt:
+        if ours and not interrupted:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
+def _deafen() -> None:
+    """Let no Ctrl-C strike the end of the process, where Python gives up its handlers. The agents hear none anyway."""
+    if hasattr(signal, "pthread_sigmask"):  # not on Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 def _flush() -> None:

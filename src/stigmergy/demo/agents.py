@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from threading import Thread
@@ -216,7 +217,8 @@ class Crew:
         """Run `agent(*args)` in a thread."""
         thread = Thread(target=self._run, args=(agent, *args), daemon=True)
         self._threads.append(thread)
-        thread.start()
+        with _signals_left_to_this_thread():
+            thread.start()
 
     def check(self) -> None:
         """Raise what went wrong in a thread."""
@@ -241,6 +243,19 @@ class Crew:
         except BaseException as error:
             self._failures.append(error)
             self._store.close()  # nobody else would do its work
+
+
+@contextmanager
+def _signals_left_to_this_thread() -> Iterator[None]:
+    """Let threads that are started here hear no Ctrl-C."""
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows only the main thread does
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _go_on() -> None:
