@@ -42,15 +42,17 @@ async def task_worker(store: Store, name: str) -> None:
 
 def main(folder: Path) -> None:
     with MemoryStore() as store, store.watch(prefix="result:", capacity=None) as results:
-        for name in "anna", "bert":
-            Thread(target=thread_worker, args=(store, name), daemon=True).start()
-        Thread(target=asyncio.run, args=(task_worker(store, "carl"),), daemon=True).start()
-        words = Counter[bytes]()
-        for _ in range(plan(store, folder)):
-            words.update(results.get(timeout=60).value)
+        workers = [Thread(target=thread_worker, args=(store, name)) for name in ("anna", "bert")]
+        workers.append(Thread(target=asyncio.run, args=(task_worker(store, "carl"),)))
+        for worker in workers:
+            worker.start()
+        counts = (Counter(results.get(timeout=60).value) for _ in range(plan(store, folder)))
+        words = sum(counts, Counter[bytes]())
         for word, times in words.most_common(10):
             print(f"{times:>8}  {word.decode(errors='replace')!r}")
         print(f"{words.total()} words, missed: {results.dropped}, files by worker: {store.get('files')}")
+    for worker in workers:  # their watches ended with the store
+        worker.join()
 
 
 if __name__ == "__main__":
