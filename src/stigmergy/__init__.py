@@ -18,6 +18,8 @@ General layout, each module importing only those above it:
     hooks       functions around reads and writes
     registry    names and URLs to providers
     providers   memory
+    testing     the conformance suite, and tools for tests: imported by nothing above or below
+    pytest_plugin  fixtures for pytest
     demo, cli   the command line
 """
 

@@ -1,0 +1,111 @@
+"""Every behaviour in both colours from one source.
+
+A test is an `async def` that takes a store. In the async colour that is an `AsyncStore`, and the test runs on an event
+loop. In the sync colour it is a `Store` whose calls are made awaitable, and the test runs without any event loop:
+nothing in it ever suspends, so blocking calls block as they do for users.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from stigmergy.aio import AsyncStore
+from stigmergy.model import Change
+from stigmergy.store import Store
+from stigmergy.watch import Watch
+
+__all__ = ["Colour"]
+
+T = TypeVar("T")
+
+
+class Colour:
+    """What differs between the colours. `name` is "sync" or "async"."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return self.name
+
+    @contextmanager
+    def stores(self, make: Callable[..., Store | AsyncStore]) -> Iterator[Callable[..., Any]]:
+        """A function that makes a store with `make` and returns its face in this colour; all are closed at the end."""
+        made: list[Store] = []
+
+        def new(**options: Any) -> Any:
+            store = make(**options)
+            made.append(store.sync if isinstance(store, AsyncStore) else store)
+            return self.face(store)
+
+        try:
+            yield new
+        finally:
+            for store in made:
+                store.close()
+
+    def face(self, store: Store | AsyncStore) -> Any:
+        """`store` with methods to await, whichever colour it has."""
+        if self.name == "async":
+            return store if isinstance(store, AsyncStore) else store.aio
+        return _Awaitable(store.sync if isinstance(store, AsyncStore) else store)
+
+    def raw(self, face: Any) -> Store:
+        """The `Store` behind a face."""
+        store: Store = face.sync if self.name == "async" else face.store
+        return store
+
+    async def get(self, watch: Watch, timeout: float = 5) -> Change:
+        """The next change, or `TimeoutError` after `timeout` seconds."""
+        if self.name == "sync":
+            return watch.get(timeout)
+        async with asyncio.timeout(timeout):
+            return await watch.aget()
+
+    async def drain(self, watch: Watch) -> list[Change]:
+        """All that is buffered."""
+        return list(iter(watch.get_nowait, None))
+
+    async def all(self, watch: Watch) -> list[Change]:
+        """All changes until the watch ends."""
+        return list(watch) if self.name == "sync" else [change async for change in watch]
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a test to its end."""
+        if self.name == "async":
+            return asyncio.run(coroutine)
+        try:
+            coroutine.send(None)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+        coroutine.close()
+        raise AssertionError("a test of the sync colour suspended")
+
+
+class _Awaitable:
+    """A `Store` whose methods are awaited as an `AsyncStore`'s are."""
+
+    PLAIN = frozenset({"watch", "observe", "open_watch", "require"})
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self.store, name)
+        if not callable(attribute) or name in self.PLAIN:
+            return attribute
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            return attribute(*args, **kwargs)
+
+        return call
+
+    async def __aenter__(self) -> Any:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.store.close()
