@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from threading import Thread
 
-from stigmergy import Change, MemoryStore, RevisionConflict, Store
+from stigmergy import Change, MemoryStore, RevisionConflict, Store, StoreClosed, Watch
 
 
 def plan(store: Store, folder: Path) -> int:
@@ -23,31 +23,31 @@ def work(store: Store, task: Change, name: str) -> None:
     if task.value["owner"] is None:
         try:
             store.set(task.key, {**task.value, "owner": name}, if_revision=task.revision)
-        except RevisionConflict:
+        except (RevisionConflict, StoreClosed):
             return  # somebody else was faster
         words = Counter(Path(task.value["path"]).read_bytes().split())
         store.update("files", lambda files: {**files, name: files.get(name, 0) + 1}, default={})
         store.set(task.key.replace("task", "result"), dict(words))
 
 
-def thread_worker(store: Store, name: str) -> None:
-    for task in store.observe(prefix="task:"):
+def thread_worker(store: Store, tasks: Watch, name: str) -> None:
+    for task in tasks:
         work(store, task, name)
 
 
-async def task_worker(store: Store, name: str) -> None:
-    async for task in store.aio.observe(prefix="task:"):
+async def task_worker(store: Store, tasks: Watch, name: str) -> None:
+    async for task in tasks:
         await asyncio.to_thread(work, store, task, name)  # reading a file would block the event loop
 
 
 def main(folder: Path) -> None:
     with MemoryStore() as store, store.watch(prefix="result:", capacity=None) as results:
-        workers = [Thread(target=thread_worker, args=(store, name)) for name in ("anna", "bert")]
-        workers.append(Thread(target=asyncio.run, args=(task_worker(store, "carl"),)))
+        anna, bert, carl = ((store, store.observe(prefix="task:"), name) for name in ("anna", "bert", "carl"))
+        workers = [Thread(target=thread_worker, args=each) for each in (anna, bert)]
+        workers.append(Thread(target=asyncio.run, args=(task_worker(*carl),)))
         for worker in workers:
             worker.start()
-        counts = (Counter(results.get(timeout=60).value) for _ in range(plan(store, folder)))
-        words = sum(counts, Counter[bytes]())
+        words = sum((Counter(results.get(timeout=60).value) for _ in range(plan(store, folder))), Counter[bytes]())
         for word, times in words.most_common(10):
             print(f"{times:>8}  {word.decode(errors='replace')!r}")
         print(f"{words.total()} words, missed: {results.dropped}, files by worker: {store.get('files')}")

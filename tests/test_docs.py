@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from stigmergy.testing import StoreConformance
+
 ROOT = Path(__file__).parent.parent
 EXECUTED = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = [*EXECUTED, ROOT / "CONTRIBUTING.md"]
@@ -45,6 +47,23 @@ def test_the_readme_sets_everything_up_in_two_commands() -> None:
     assert [block.count("\n") for block in blocks] == [1, 1]
     assert all(block.startswith("python3 -m venv .venv && ") for block in blocks)
     assert [block.split()[-1] for block in blocks] == ["demo", "pytest"]
+
+
+def test_every_guarantee_names_tests_that_are_there() -> None:
+    text = (ROOT / "docs/guarantees.md").read_text("utf-8")
+    guarantees = re.findall(r"^- \*\*(G\d+)\*\*.*\n(?:  (?!- ).*\n)*((?:  - `.*`\n)*)", text, re.MULTILINE)
+    suite = {name for name in dir(StoreConformance) if name.startswith("test_")}
+
+    for number, block in guarantees:
+        tests = re.findall(r"`(\S+)::(\w+)`", block)
+        assert tests, number
+        for place, name in tests:
+            functions = suite if place == "StoreConformance" else _functions(ROOT / place)
+            assert name in functions, f"{number}: {name}"
+
+
+def _functions(file: Path) -> set[str]:
+    return set(re.findall(r"^(?:async )?def (\w+)", file.read_text("utf-8"), re.MULTILINE))
 
 
 def test_the_guarantees_are_numbered_without_gaps() -> None:

@@ -235,21 +235,3 @@ def test_an_owner_and_a_key_of_a_subclass_of_str_are_taken_as_plain() -> None:
 def test_a_liar_cannot_smuggle_a_separator_into_an_owner() -> None:
     with pytest.raises(InvalidKey):
         scoped_key(Scope.AGENT, "counter", owner=Liar("a:b"))
-
-
-async def test_a_store_keeps_apart_what_normalisation_would_make_equal(store: Any) -> None:
-    await store.set("é", 1)
-    await store.set("e\u0301", 2)
-
-    assert (await store.get("é"), await store.get("e\u0301")) == (1, 2)
-
-
-@pytest.mark.parametrize("key", GOOD)
-async def test_a_store_takes_every_key_of_the_grammar(store: Any, key: str) -> None:
-    watch = store.watch(key)
-
-    await store.set(key, 1)
-
-    assert await store.get(key) == 1
-    assert list(await store.scan()) == list(await store.scan(key)) == [key]
-    assert watch.get_nowait().key == key

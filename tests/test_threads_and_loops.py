@@ -1,4 +1,4 @@
-"""One store object, any thread, any loop."""
+"""One store object, any thread, any loop. More of it is in `stigmergy.testing`, for every store."""
 
 from __future__ import annotations
 
@@ -8,39 +8,18 @@ import gc
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from stigmergy import MemoryStore, RevisionConflict, Set, StoreClosed, WatchClosed
+from stigmergy import MemoryStore
+from stigmergy.testing.conformance.concurrency import in_threads
 
 
 @pytest.fixture
 def store() -> Any:
     with MemoryStore() as store:
         yield store
-
-
-def in_threads(*functions: Callable[[], None]) -> None:
-    """Run them all at once; what goes wrong in one goes wrong here."""
-    failures: list[BaseException] = []
-    start = threading.Barrier(len(functions))
-
-    def run(function: Callable[[], None]) -> None:
-        try:
-            start.wait()
-            function()
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=run, args=[function]) for function in functions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
 
 
 def test_a_write_in_a_thread_reaches_an_async_for_in_a_loop(store: MemoryStore) -> None:
@@ -88,18 +67,6 @@ def test_two_loops_in_two_threads_talk_through_one_store(store: MemoryStore) -> 
 
     in_threads(lambda: asyncio.run(play("ping", "pong", True)), lambda: asyncio.run(play("pong", "ping", False)))
     assert store.get("ping") > 499
-
-
-def test_asyncio_run_twice_on_one_store(store: MemoryStore) -> None:
-    watch = store.watch("a")
-
-    async def write_and_read(number: int) -> int:
-        reader = asyncio.create_task(watch.aget())
-        await asyncio.sleep(0)
-        await store.aio.set("a", number)
-        return (await reader).value
-
-    assert [asyncio.run(write_and_read(number)) for number in range(3)] == [0, 1, 2]
 
 
 def test_a_loop_closed_with_a_hundred_waiters_is_no_error_in_a_writer(store: MemoryStore) -> None:
@@ -179,132 +146,6 @@ def test_a_reader_that_was_woken_is_not_woken_twice_while_another_one_waits(stor
     for reader in readers:
         reader.join(timeout=5)
         assert not reader.is_alive()
-
-
-def test_concurrent_updates_add_up_exactly(store: MemoryStore) -> None:
-    def add() -> None:
-        for _ in range(500):
-            store.update("n", lambda value: value + 1, default=0)
-
-    async def aadd() -> None:
-        for _ in range(500):
-            await store.aio.update("n", lambda value: value + 1, default=0)
-
-    in_threads(*[add] * 4, *[lambda: asyncio.run(aadd())] * 4)
-    assert store.get("n") == 4000
-
-
-def test_a_task_is_claimed_by_exactly_one(store: MemoryStore) -> None:
-    wins: list[int] = []
-
-    def claim() -> None:
-        for number in range(300):
-            try:
-                store.set(f"task:{number}", "mine", if_revision=0)
-            except RevisionConflict:
-                continue
-            wins.append(number)
-
-    in_threads(*[claim] * 8)
-    assert sorted(wins) == list(range(300))
-
-
-def test_of_racing_deletes_exactly_one_returns_true(store: MemoryStore) -> None:
-    for number in range(300):
-        store.set(f"k{number}", 1)
-    wins: list[int] = []
-
-    def delete() -> None:
-        wins.extend(number for number in range(300) if store.delete(f"k{number}"))
-
-    in_threads(*[delete] * 8)
-    assert sorted(wins) == list(range(300))
-
-
-def test_nobody_sees_half_a_commit(store: MemoryStore) -> None:
-    store.commit(Set("a", 0), Set("b", 0))
-    done = threading.Event()
-
-    def write() -> None:
-        for number in range(1, 3000):
-            store.commit(Set("a", number), Set("b", number))
-        done.set()
-
-    def read() -> None:
-        while not done.is_set():
-            first = store.get("a")
-            assert store.get("b") >= first
-            assert len(set(store.get_many(["a", "b"]).values())) == 1
-
-    def follow() -> None:
-        with store.watch("a", "b", capacity=None) as watch:
-            while not done.is_set():
-                if (change := watch.get_nowait()) is not None and change.key == "a":
-                    assert store.get("b") >= change.value
-
-    in_threads(write, read, read, follow)
-
-
-def test_every_watch_opened_while_others_write_has_neither_gap_nor_repeat() -> None:
-    store = MemoryStore(history=10_000)
-    done = threading.Event()
-
-    def write(key: str) -> Callable[[], None]:
-        def writes() -> None:
-            for number in range(1500):
-                store.set(key, number)
-            done.set()
-
-        return writes
-
-    def check() -> None:
-        while not done.is_set():
-            snapshot = store.scan()
-            with store.watch(prefix="", since=snapshot.bookmark, capacity=None) as watch:
-                state = {key: entry.value for key, entry in snapshot.items()}
-                expected = snapshot.revision
-                for _ in range(50):
-                    change = watch.get_nowait()
-                    if change is None:
-                        break
-                    expected += 1
-                    assert change.revision == expected
-                    assert state.get(change.key) == change.old_value
-                    state[change.key] = change.value
-
-    in_threads(write("a"), write("b"), check, check)
-
-
-def test_waiters_wake_when_the_store_is_closed_whatever_thread_or_loop_they_are_in(store: MemoryStore) -> None:
-    watch = store.watch("a")
-    ended: list[str] = []
-    parked = threading.Barrier(4)
-
-    def wait_in_thread() -> None:
-        parked.wait()
-        with pytest.raises(WatchClosed):
-            watch.get()
-        ended.append("thread")
-
-    def wait_for_in_thread() -> None:
-        parked.wait()
-        with pytest.raises(StoreClosed):
-            store.wait_for("b", lambda value: False)
-        ended.append("wait_for")
-
-    async def wait_in_loop() -> None:
-        parked.wait()
-        assert [change async for change in watch] == []
-        ended.append("loop")
-
-    def close() -> None:
-        parked.wait()
-        while len(watch._source().waiters) < 2:
-            pass
-        store.close()
-
-    in_threads(wait_in_thread, wait_for_in_thread, lambda: asyncio.run(wait_in_loop()), close)
-    assert sorted(ended) == ["loop", "thread", "wait_for"]
 
 
 def test_a_task_that_waits_is_ended_by_asyncio_timeout(store: MemoryStore) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from functools import partial
+from os import getpid
 from threading import Lock, Thread
 from typing import Any, TypeVar
 from weakref import finalize, ref
@@ -81,7 +81,7 @@ class _ThreadedStore(AsyncStore):
     def __init__(self, store: Store) -> None:
         self._store = self._sync = store
         self.capabilities = store.capabilities
-        self._unopened: deque[ref[Watch]] = deque()
+        self._unopened: list[ref[Watch]] = []  # copied at once also without a GIL; a deque is not
         self._opening = Lock()
 
     async def get_entry(self, key: str) -> Entry | None:
@@ -97,7 +97,7 @@ class _ThreadedStore(AsyncStore):
 
     def open_watch(self, request: OpenWatch) -> Watch:
         watch = Watch(partial(self._store.open_watch, request))
-        for reference in list(self._unopened):
+        for reference in self._unopened.copy():
             unopened = reference()
             if unopened is None or unopened.is_open:
                 self._forget(reference)
@@ -112,7 +112,7 @@ class _ThreadedStore(AsyncStore):
 
     def _open_and_call(self, method: Callable[..., T], *args: Any) -> T:
         with self._opening:  # nobody's operation may overtake
-            for reference in list(self._unopened):
+            for reference in self._unopened.copy():
                 watch = reference()
                 if watch is not None:
                     watch.try_open()
@@ -164,7 +164,7 @@ class _Portal:
 
     def __init__(self) -> None:
         self.stopped = False
-        self._guard = Lock()
+        self._guards: dict[int, Lock] = {}
         self._thread: Thread | None = None
         self._loop: asyncio.AbstractEventLoop
         self._calls: set[Future[Any]] = set()
@@ -185,15 +185,19 @@ class _Portal:
 
     def stop(self) -> None:
         """Let the calls that were made come to their end, and then the thread."""
-        with self._guard:
+        with self._guard():
             self.stopped = True
         wait(self._calls.copy())
         if self._thread is not None:
             _stop(self._loop, self._stop)
             self._thread.join()
 
+    def _guard(self) -> Lock:
+        # One for each process: a child may be forked while another thread, which it does not have, holds the parent's.
+        return self._guards.setdefault(getpid(), Lock())
+
     def _submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        with self._guard:
+        with self._guard():
             if self.stopped:
                 coroutine.close()
                 raise StoreClosed

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+# The asserts of the suite show their values, as those of tests do.
+pytest.register_assert_rewrite("stigmergy.testing")
+
 if TYPE_CHECKING:
     from stigmergy.aio import AsyncStore
     from stigmergy.store import Store
@@ -49,7 +52,7 @@ def async_store(store: Store) -> AsyncStore:
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("stigmergy")
     group.addoption(
-        "--stigmergy-seed", type=int, metavar="N", help="the seed of random tests (printed in the header of each run)"
+        "--stigmergy-seed", type=int, metavar="N", help="the seed of random tests (printed where one fails)"
     )
     group.addoption("--stigmergy-url", metavar="URL", help="the store that `python -m stigmergy.testing` judges")
 
@@ -80,3 +83,13 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
     colour.run(pyfuncitem.obj(**arguments))
     return True
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Report on the tests of the conformance suite that ran."""
+    reports = [report for outcome in terminalreporter.stats.values() for report in outcome]
+    if any(name == "stigmergy" for report in reports for name, _ in getattr(report, "user_properties", ())):
+        from stigmergy.testing.report import report_lines
+
+        for line in report_lines(terminalreporter.stats):
+            terminalreporter.write_line(line)

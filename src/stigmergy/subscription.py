@@ -36,7 +36,7 @@ class Waiter(Protocol):
     """Somebody parked."""
 
     def wake(self) -> bool:
-        """Let it run on. `False`: it may never run, or does already; wake another one as well."""
+        """Let it run on. `False`: it may never run, or somebody else has woken it; wake another one as well."""
         ...
 
 
@@ -199,12 +199,16 @@ class EveryChange(Subscription):
         return self.until if self.ended else self.hub.revision
 
     def wake(self) -> None:
-        if self.dropped and not self.warned:
-            self.warned = True
+        if self.dropped and not self.warned and self._is_first_to_warn():
             _log.warning(
                 "a watch of %s is full (%d changes): the oldest gives way to the newest", self.of, self.capacity
             )
         super().wake()
+
+    def _is_first_to_warn(self) -> bool:
+        with self.hub.lock:
+            first, self.warned = not self.warned, True
+            return first
 
     def _make_way(self) -> None:
         """Keep alive, until the lock is released, what is about to leave the buffer: its value may have a finaliser."""

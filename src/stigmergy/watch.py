@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from _thread import allocate_lock
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from functools import partial
 from threading import TIMEOUT_MAX, RLock
 from time import monotonic
@@ -81,14 +82,18 @@ class Watch:
         """
         source = self._source()
         hub = source.hub
+        ended = source.ended  # asked before the look: what is put in between the two must not be passed over
         change: Change | None = hub.locked(source.take)
         if change is None:
-            if source.ended:
+            if ended:
                 raise source.error or WatchClosed
             return None
         change = hub.deliver(change)
-        for function in self._functions:
-            change = function(change)
+        try:
+            for function in self._functions:
+                change = function(change)
+        except (StopIteration, StopAsyncIteration, WatchClosed) as error:
+            raise RuntimeError(f"a function given to map raised {type(error).__name__}") from error
         return change
 
     def map(self, function: Callable[[Change], Change]) -> Self:
@@ -147,14 +152,15 @@ class Watch:
             raise RuntimeError("use `async with` here: opening this watch would block the running event loop")
         with self._opening:
             if self._subscription is None:
-                if self._opener is None:
+                opener = self._opener
+                if opener is None:
                     raise WatchClosed
-                opened = self._opener()
-                if self._opener is None:  # closed meanwhile
-                    opened.close()
-                    raise WatchClosed
+                opened = opener()
                 self._functions = opened._functions + self._functions
                 self._subscription, opened._subscription = opened._source(), None
+                if self._opener is None:  # closed meanwhile, perhaps by somebody who found no subscription
+                    self.close()
+                    raise WatchClosed
 
     @property
     def is_open(self) -> bool:
@@ -210,10 +216,11 @@ class Watch:
 
 
 class _ThreadWaiter:
-    __slots__ = ("_hinted", "_parked")
+    __slots__ = ("_hint", "_parked")
 
     def __init__(self) -> None:
-        self._hinted = False
+        self._hint = allocate_lock()
+        """Acquired by who has woken it: of several threads that do so at once, one. The others have a hint left."""
         # A bare lock, because the one who releases it may be a signal handler that struck inside an acquire or a
         # release of the same lock: `threading.Event` and `Condition` deadlock there.
         self._parked = allocate_lock()
@@ -223,20 +230,18 @@ class _ThreadWaiter:
         self._parked.acquire(timeout=min(seconds, TIMEOUT_MAX))
 
     def wake(self) -> bool:
-        if self._hinted:  # and may have acquired the lock again since: one hint is one wake-up
-            return False
-        self._hinted = True  # uninterrupted: the call that follows is the last
-        self._parked.release()
-        return True
+        with suppress(RuntimeError):  # somebody else has
+            self._parked.release()
+        return self._hint.acquire(blocking=False)  # last: an interrupt before it leaves a needless hint, not a lost one
 
 
 class _TaskWaiter:
-    __slots__ = ("_current_task", "_hinted", "_loop", "woken")
+    __slots__ = ("_current_task", "_hint", "_loop", "woken")
 
     def __init__(self) -> None:
         import asyncio
 
-        self._hinted = False
+        self._hint = allocate_lock()
         self._loop: AbstractEventLoop = asyncio.get_running_loop()
         self._current_task = asyncio.current_task
         self.woken: Future[None] = self._loop.create_future()
@@ -245,15 +250,13 @@ class _TaskWaiter:
         # Inside a step of a task of the same loop the future can be set here, which saves a round through the loop's
         # self-pipe (benchmark: task to task). Elsewhere on that thread it cannot: a signal handler may have struck
         # while the loop sleeps in its selector.
-        hinted = self._hinted
-        self._hinted = True
         if _running_loop() is self._loop and self._current_task(self._loop) is not None:
-            return _set(self.woken)
+            return _set(self.woken) and self._hint.acquire(blocking=False)
         try:
             self._loop.call_soon_threadsafe(_set, self.woken)
         except RuntimeError:  # the loop is closed
             return False
-        return not hinted and self._loop.is_running() and not self.woken.done()
+        return self._loop.is_running() and not self.woken.done() and self._hint.acquire(blocking=False)
 
 
 def _park_thread(source: Subscription, deadline: float) -> None:

@@ -25,7 +25,7 @@ class Deadlines:
         self._worth_tidying = 64
 
     def push(self, deadline: float, key: str) -> None:
-        if len(self.heap) > self._worth_tidying:
+        if len(self.heap) > self._worth_tidying or len(self.heap) > 2 * len(self._entries) + 64:
             self._tidy()
         self._pushed += 1
         heappush(self.heap, (deadline, key))

@@ -110,7 +110,10 @@ class MemoryStore(Store):
     def get_entry(self, key: str) -> Entry | None:
         key = check_key(key)
         stored = self._entries.get(key) if self._pending is None else self._read(key)
-        if stored is not None and stored[_DEADLINE] < inf and stored[_DEADLINE] <= self._clock():
+        if stored is None:
+            if self._pending is not None:  # since that look: `close` may have taken the entry away
+                stored = self._read(key)
+        elif stored[_DEADLINE] < inf and stored[_DEADLINE] <= self._clock():
             stored = self._read(key)
         return None if stored is None else self._entry(key, stored)
 
@@ -366,6 +369,8 @@ class MemoryStore(Store):
 
     def _live_on_in_child(self) -> None:
         """Part with what a child process does not have: the parent's threads, what they held, who waited in them."""
+        if self._pending:  # without a GIL a fork can find another thread between the two stores of its commit point
+            self._revision = self._pending[-1][1][_REVISION]
         self._lock = RLock()
         self._sweeper = Sweeper(self._sweep)
         self._hub.live_on_in_child(self._lock)

@@ -1,0 +1,93 @@
+"""The phrases that the laws are told in, so that each reads like a transcript.
+
+A store may tell its watches of a write a little after the write has returned. So a law takes as many changes as it
+expects, waiting for each; where it must not read yet, it waits until everything was `heard`; and that nothing else came
+is shown by what comes next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+
+from stigmergy.errors import WatchClosed
+from stigmergy.model import Change
+from stigmergy.testing.colour import Colour
+from stigmergy.watch import Watch
+
+__all__ = ["heard", "needs", "refused", "rest", "revisions", "take", "unchanged"]
+
+
+def needs(store: Any, *capabilities: str) -> None:
+    """Skip the test of a store that does not declare all of `capabilities`."""
+    for capability in capabilities:
+        if capability not in store.capabilities:
+            pytest.skip(f"not declared: {capability}")
+
+
+async def take(colour: Colour, watch: Watch, count: int) -> list[Change]:
+    """The next `count` changes."""
+    return [await colour.get(watch) for _ in range(count)]
+
+
+async def rest(colour: Colour, watch: Watch) -> list[Change]:
+    """All changes until the watch ends, which it must."""
+    changes = []
+    with suppress(WatchClosed):
+        while True:
+            changes.append(await colour.get(watch))
+    return changes
+
+
+async def heard(store: Any, colour: Colour) -> None:
+    """Return when the open watches of `store` were told of every write so far.
+
+    Writes a key of its own, `~`, because a change comes when all before it have.
+    """
+    async with _opened(store.watch("~")) as watch:
+        await store.set("~", None)
+        await colour.get(watch)
+
+
+async def refused(error: type[Exception], *asks: Callable[[], Any], match: str | None = None) -> None:
+    """Each of `asks`, called and awaited, raises `error`."""
+    for ask in asks:
+        with pytest.raises(error, match=match):  # noqa: PT012
+            await ask()
+            code = getattr(ask, "func", ask).__code__  # of a partial, that of its function
+            pytest.fail(f"{code.co_filename}, line {code.co_firstlineno}: not refused")
+
+
+def revisions(changes: Iterable[Change]) -> list[int]:
+    """Their revisions."""
+    return [change.revision for change in changes]
+
+
+@asynccontextmanager
+async def unchanged(store: Any, colour: Colour) -> AsyncIterator[None]:
+    """Nothing changes in here: no revision, no entry, and no open watch hears of anything."""
+    if await store.get("a") is None:
+        await store.set("a", {"old": [1]})
+    every, latest = await store.watch(prefix=""), await store.observe("a")
+    await take(colour, latest, 1)
+    before = await store.scan()
+
+    yield
+
+    after = await store.scan()
+    assert (after.revision, after.bookmark) == (before.revision, before.bookmark)
+    assert dict(after) == dict(before)
+    assert await store.set("a", 2) == before.revision + 1
+    assert (await colour.get(every)).revision == before.revision + 1
+    assert (await colour.get(latest)).revision == before.revision + 1
+
+
+@asynccontextmanager
+async def _opened(watch: Watch) -> AsyncIterator[Watch]:
+    try:
+        yield await watch
+    finally:
+        watch.close()

@@ -1,0 +1,63 @@
+"""Threads that lose the processor where it hurts: between any two lines, or any two opcodes, of the code under test.
+
+Plain stress finds few races under the GIL, which is rarely handed over in the middle of things. Here a tracer hands it
+over, at random places drawn from a seed, so often that calls of different threads overlap.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import stigmergy
+
+__all__ = ["preemption"]
+
+_INTERVAL = 1e-6
+
+
+@contextmanager
+def preemption(
+    seed: object, *, between: Literal["line", "opcode"] | None, share: float = 0.05, inside: Path | None = None
+) -> Iterator[None]:
+    """Preempt the threads that are started within the block.
+
+    Args:
+        seed: what the places are drawn from; the operating system has its say, too.
+        between: what to hand over between; `None` leaves it to a switch interval of a microsecond.
+        share: at how many of the places, from 0 to 1.
+        inside: the folder of the code under test; by default this package. Files of `stigmergy.testing` are left alone.
+
+    """
+    folder = str(Path(stigmergy.__file__).parent if inside is None else inside)
+    ours = str(Path(__file__).parent)
+    draw = random.Random(str(seed)).random
+
+    def begin(frame: FrameType, event: str, _: Any) -> Any:
+        name = frame.f_code.co_filename
+        if not name.startswith(folder) or name.startswith(ours):
+            return None
+        frame.f_trace_opcodes = between == "opcode"
+        return step
+
+    def step(_: FrameType, event: str, __: Any) -> Any:
+        if event == between and draw() < share:
+            time.sleep(0)
+        return step
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(_INTERVAL)
+    if between is not None:
+        threading.settrace(begin)
+    try:
+        yield
+    finally:
+        threading.settrace(None)
+        sys.setswitchinterval(interval)

@@ -1,0 +1,306 @@
+"""The mutation gate: known bugs, planted one by one in a copy of the package, and the tests that have to find each.
+
+    python tests/mutants.py [--runs 10] [--only WORD] [--seed N]
+
+A mutant is killed when its tests fail in every run, each within five seconds. Before that the same tests must pass on a
+copy without a bug. Exits with 1 if a mutant survives a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import stigmergy
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = Path(stigmergy.__file__).parent
+SECONDS = 5.0
+SUITE = "tests/test_conformance.py::TestMemoryStore::"
+LAYERED = "tests/test_conformance.py::TestStoreBehindMiddleware::"
+
+
+class Mutant(NamedTuple):
+    name: str
+    file: str
+    text: str
+    """What stands in the file, once."""
+    instead: str
+    tests: tuple[str, ...]
+
+
+MUTANTS = [
+    Mutant(
+        "watches hear before the commit is a fact",
+        "providers/memory.py",
+        "            if not pending or self._commit_point(seen, pending):",
+        "            for record in pending:\n"
+        "                self._hub.publish(record[1][_REVISION], record[0], record)\n"
+        "            if not pending or self._commit_point(seen, pending):",
+        ("tests/test_strikes.py",),
+    ),
+    Mutant(
+        "conditions are checked outside the lock",
+        "providers/memory.py",
+        "        return self._hub.locked(self._commit_while_locked, isolated)",
+        "        self._decide(isolated, 0, 0.0)\n"
+        "        free = [each if isinstance(each, Check) else each._replace(if_revision=None) for each in isolated]\n"
+        "        return self._hub.locked(self._commit_while_locked, tuple(free))",
+        (SUITE + "test_concurrent_updates_add_up_exactly", SUITE + "test_of_racing_creates_exactly_one_wins"),
+    ),
+    Mutant(
+        "an old condition holds again after a delete",
+        "providers/memory.py",
+        "write.if_revision != actual:",
+        "write.if_revision > actual:",
+        (SUITE + "test_after_delete_and_recreate_an_old_revision_never_matches_again",),
+    ),
+    Mutant(
+        "revisions begin anew when the store is empty",
+        "providers/memory.py",
+        "        if self._pending is pending:  # uninterrupted\n            self._pending = None",
+        "        if self._pending is pending:  # uninterrupted\n            self._pending = None\n"
+        "            self._revision = self._revision if self._entries else 0",
+        (SUITE + "test_after_delete_and_recreate_an_old_revision_never_matches_again",),
+    ),
+    Mutant(
+        "an expiry takes the revision of the write before it",
+        "providers/memory.py",
+        "            stored = (None, seen + 1, None, time.time(), None, None, seen + 1, inf)",
+        "            stored = (None, seen, None, time.time(), None, None, seen, inf)",
+        (SUITE + "test_expiry_is_an_ordinary_change_exactly_once",),
+    ),
+    Mutant(
+        "a deadline takes a newer value",
+        "providers/memory.py",
+        "        if before is not None and before[_DEADLINE] <= now:",
+        "        if before is not None:",
+        (SUITE + "test_a_deadline_never_takes_a_newer_value", SUITE + "test_a_set_without_ttl_clears_an_earlier_one"),
+    ),
+    Mutant(
+        "half a commit can be read",
+        "providers/memory.py",
+        "        stored = self._entries.get(key) if self._pending is None else self._read(key)",
+        "        stored = self._entries.get(key)",
+        ("tests/test_preemption.py::test_whoever_sees_one_write_of_a_commit_sees_all",),
+    ),
+    Mutant(
+        "an expired entry is read",
+        "providers/memory.py",
+        "        elif stored[_DEADLINE] < inf and stored[_DEADLINE] <= self._clock():",
+        "        elif stored[_DEADLINE] < inf and stored[_DEADLINE] < self._clock():",
+        ("tests/test_time.py::test_a_reader_at_the_deadline_finds_nothing_and_every_other_one_neither",),
+    ),
+    Mutant(
+        "a change gives way without being counted",
+        "subscription.py",
+        "                self.missed += 1\n",
+        "",
+        (SUITE + "test_a_full_watch_never_blocks_the_writer_and_says_what_it_missed",),
+    ),
+    Mutant(
+        "the newest change gives way",
+        "subscription.py",
+        "            if full and buffer:\n                del buffer[0]",
+        "            if full and buffer:\n                del buffer[-1]",
+        (SUITE + "test_missed_stands_where_the_gap_is",),
+    ),
+    Mutant(
+        "a second change wakes nobody",
+        "subscription.py",
+        "        if self.waiters:\n            self.hub.afterwards.append(self)\n        if size + 1",
+        "        if self.waiters and not size:\n            self.hub.afterwards.append(self)\n        if size + 1",
+        ("tests/test_watch.py::test_several_readers_of_one_watch_share_its_changes", "tests/test_races.py -k share"),
+    ),
+    Mutant(
+        "a reader looks before it is registered",
+        "watch.py",
+        "        source.waiters.append(waiter)\n"
+        "        if source.hub.locked(source.is_idle):\n            waiter.park(left)",
+        "        idle = source.hub.locked(source.is_idle)\n        source.waiters.append(waiter)\n"
+        "        if idle:\n            waiter.park(left)",
+        ("tests/test_preemption.py::test_a_reader_that_waits_is_woken_whatever_comes_between",),
+    ),
+    Mutant(
+        "a cancelled reader keeps its wake-up",
+        "watch.py",
+        "                await _park_task(source)\n"
+        "        except BaseException:\n            source.wake()\n            raise",
+        "                await _park_task(source)\n        except BaseException:\n            raise",
+        ("tests/test_watch.py::test_a_reader_cancelled_after_it_was_woken_passes_the_wake_up_on",),
+    ),
+    Mutant(
+        "a watch is subscribed when it is first read",
+        "bridge.py",
+        "    def open_watch(self, request: OpenWatch) -> Watch:\n        return self._store.open_watch(request)",
+        "    def open_watch(self, request: OpenWatch) -> Watch:\n"
+        "        return Watch(partial(self._store.open_watch, request))",
+        (SUITE + "test_a_watch_is_subscribed_before_the_next_write",),
+    ),
+    Mutant(
+        "a watch resumes one change too late",
+        "hub.py",
+        "for revision in range(since + 1, self.revision + 1)]",
+        "for revision in range(since + 2, self.revision + 1)]",
+        (SUITE + "test_since_delivers_everything_after_a_revision_and_then_goes_on",),
+    ),
+    Mutant(
+        "a watch resumes from what was forgotten",
+        "hub.py",
+        "        if not oldest - 1 <= revision <= self.revision:",
+        "        if not oldest - 2 <= revision <= self.revision:",
+        ("tests/test_memory.py::test_since_beyond_what_is_remembered_is_compacted",),
+    ),
+    Mutant(
+        "observe keeps the older state",
+        "subscription.py",
+        "                pending[key] = change\n        if self.waiters",
+        "                pending[key] = replaced or change\n        if self.waiters",
+        (SUITE + "test_observe_keeps_only_the_newest_of_each_key",),
+    ),
+    Mutant(
+        "what was interrupted is not rolled forward",
+        "hub.py",
+        "        with self.lock:\n            self._settle_while_locked()\n        self.act()\n\n    def act",
+        "        return\n\n    def act",
+        ("tests/test_strikes.py",),
+    ),
+    Mutant(
+        "closing wakes nobody",
+        "hub.py",
+        "        for subscription in subscriptions:\n            self.afterwards.append(subscription)\n",
+        "        for subscription in subscriptions:\n",
+        ("tests/test_races.py -k closed",),
+    ),
+    Mutant(
+        "readers share live objects",
+        "providers/memory.py",
+        "        value = self._copied(change.key, change.value)\n",
+        "        value = change.value\n",
+        (SUITE + "test_two_watches_never_share_a_value",),
+    ),
+    Mutant(
+        "update swallows a conflict",
+        "flow.py",
+        "        except RevisionConflict:\n            continue\n",
+        "        except RevisionConflict:\n            pass\n",
+        (SUITE + "test_update_runs_again_when_somebody_wrote_in_between",),
+    ),
+    Mutant(
+        "a layer loses conditions",
+        "middleware.py",
+        "        revisions: tuple[int | None, ...] = self._through(Commit(writes))",
+        "        revisions: tuple[int | None, ...] = self._through(\n"
+        "            Commit([each._replace(if_revision=None) if isinstance(each, Set) else each for each in writes])\n"
+        "        )",
+        (LAYERED + "test_a_conditional_set_succeeds_only_at_its_revision",),
+    ),
+    Mutant(
+        "an observer fails a write that happened",
+        "hooks.py",
+        '        _log.exception("a hook that observes %r failed", args[0])',
+        "        raise",
+        ("tests/test_hooks.py -k cannot_fail_an_operation",),
+    ),
+    Mutant(
+        "conditional writes go around hooks",
+        "hooks.py",
+        "        if isinstance(write, Set):\n            yield from _calls(hooks.before_set",
+        "        if isinstance(write, Set) and write.if_revision is None:\n"
+        "            yield from _calls(hooks.before_set",
+        ("tests/test_hooks.py -k every_attempt",),
+    ),
+]
+
+
+class Run(NamedTuple):
+    failed: tuple[str, ...]
+    """The tests that failed; none if the mutant survived."""
+    seconds: float
+    output: str
+
+
+@contextmanager
+def copy_of_the_package(mutant: Mutant | None) -> Iterator[Path]:
+    """A folder with the package in it, with the bug if there is one."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "stigmergy"
+        shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        if mutant is not None:
+            file = copy / mutant.file
+            before = file.read_text(encoding="utf-8")
+            assert before.count(mutant.text) == 1, f"{mutant.name}: its text is not there once in {mutant.file}"
+            file.write_text(before.replace(mutant.text, mutant.instead), encoding="utf-8")
+        yield Path(folder)
+
+
+def run(folder: Path, tests: tuple[str, ...], seed: int) -> Run:
+    """Run `tests` on the package in `folder`, up to the first that fails."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"--seed={seed}"]
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": ""}
+    started = time.perf_counter()
+    result = subprocess.run(
+        [*command, *(word for test in tests for word in test.split())],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    seconds = time.perf_counter() - started
+    if result.returncode not in (0, 1):
+        raise SystemExit(f"{' '.join(tests)} could not be run:\n{result.stdout}{result.stderr}")
+    failed = re.findall(r"^(?:FAILED|ERROR) \S*?::(\S+)", result.stdout, re.MULTILINE)
+    assert bool(failed) == bool(result.returncode), result.stdout
+    return Run(tuple(failed), seconds, result.stdout)
+
+
+def judge(mutant: Mutant, runs: int, seed: int) -> bool:
+    """Whether `mutant` was killed in time in every run; says so."""
+    with copy_of_the_package(None) as folder:
+        sound = run(folder, mutant.tests, seed)
+    with copy_of_the_package(mutant) as folder:
+        found = [run(folder, mutant.tests, seed + number) for number in range(runs)]
+    kills = sum(bool(each.failed) for each in found)
+    slowest = max(each.seconds for each in found)
+    killers = Counter(name for each in found for name in each.failed)
+    fine = not sound.failed and kills == runs and slowest <= SECONDS
+    print(f"{'killed' if fine else 'ALIVE '} {kills:2}/{runs} {slowest:4.1f} s  {mutant.name}")
+    for name, times in killers.most_common(2):
+        print(f"{'':20}{name} ({times} x)")
+    if sound.failed:
+        print(f"{'':20}but without it {', '.join(sound.failed)} failed, too\n{sound.output}")
+    sys.stdout.flush()
+    return fine
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--only", default="", metavar="WORD", help="only mutants with this in their name")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--side-by-side", type=int, default=1, metavar="N", help="how many mutants are judged at once")
+    options = parser.parse_args()
+    mutants = [mutant for mutant in MUTANTS if options.only in mutant.name]
+    with ThreadPoolExecutor(options.side_by_side) as threads:
+        killed = sum(threads.map(partial(judge, runs=options.runs, seed=options.seed), mutants))
+    print(f"{killed} of {len(mutants)} mutants were killed in {options.runs} of {options.runs} runs")
+    sys.exit(killed < len(mutants))
+
+
+if __name__ == "__main__":
+    main()
