@@ -234,6 +234,8 @@ def run_python(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
+@pytest.mark.timeout(180)
 def test_the_command_judges_a_store_by_name_and_reports(tmp_path: Path) -> None:
     ended = command("memory", "--seed", "7", folder=tmp_path)
 

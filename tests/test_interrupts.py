@@ -157,6 +157,7 @@ def test_the_ring_lets_go_outside_the_lock() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+@pytest.mark.slow
 def test_two_hundred_forks_under_load_never_show_half_a_commit_to_a_child() -> None:
     store = MemoryStore()
     watch = store.watch(prefix="")

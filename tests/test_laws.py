@@ -84,6 +84,8 @@ def test_a_log_with_a_gap_or_half_a_commit_is_refused(broken: str, log: list[Cha
     assert any(broken in wrong for wrong in laws.check_log(log))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize(("between", "writes", "rounds"), [(None, 20_000, 5), ("line", 2_000, 1), ("opcode", 500, 1)])
 def test_watches_opened_at_any_moment_of_the_traffic_keep_their_laws(
     between: Between, writes: int, rounds: int, seed: str

@@ -199,6 +199,7 @@ def assert_one_order(history: History) -> float:
 SHAPES = [(None, 500, 1), (None, 2000, 2), ("line", 500, 4), ("line", 500, 2), ("line", 200, 2), ("opcode", 200, 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("between", "calls", "keys"), SHAPES)
 def test_what_eight_threads_were_told_has_one_order(between: Between, calls: int, keys: int, seed: str) -> None:
     overlaps = []
@@ -223,6 +224,8 @@ def test_what_sixteen_threads_were_told_has_one_order(between: Between, seed: st
             assert assert_one_order(history) >= 0.7
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(180)
 def test_200_000_calls_of_eight_threads_have_one_order_and_with_two_of_them_swapped_they_have_none(seed: str) -> None:
     with MemoryStore() as store:
         history = record_calls(store, seed=seed, keys=[f"key:{each}" for each in range(8)], calls=25_000)

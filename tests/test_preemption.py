@@ -81,14 +81,14 @@ def test_a_reader_that_waits_is_woken_whatever_comes_between(store: MemoryStore,
     there, back = store.watch("there"), store.watch("back")
 
     def ask() -> None:
-        for number in range(ROUNDS):
+        for number in range(2 * ROUNDS):
             store.set("there", number)
-            assert back.get(timeout=2).value == number
+            assert back.get(timeout=1).value == number
 
     def answer() -> None:
-        for number in range(ROUNDS):
-            assert there.get(timeout=2).value == number
+        for number in range(2 * ROUNDS):
+            assert there.get(timeout=1).value == number
             store.set("back", number)
 
-    with preemption(seed, between=between, share=0.05 if between == "line" else 0.01):
+    with preemption(seed, between=between, share=0.02 if between == "line" else 0.003):
         all_at_once([ask, answer])

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from stigmergy import MemoryStore
+from stigmergy import MemoryStore, Set
 
 
 async def test_a_full_watch_warns_once_in_the_log(store: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -110,3 +110,15 @@ async def test_several_readers_of_one_watch_share_its_changes() -> None:
 
 async def take_all(watch: Any) -> list[int]:
     return [change.value async for change in watch]
+
+
+async def test_each_of_several_changes_at_once_wakes_a_reader() -> None:
+    async with MemoryStore().aio as store:
+        watch = store.watch(prefix="")
+        readers = [asyncio.create_task(watch.aget()) for _ in range(3)]
+        await asyncio.sleep(0)
+        await store.commit(Set("a", 1), Set("b", 2), Set("c", 3))
+        async with asyncio.timeout(2):
+            changes = await asyncio.gather(*readers)
+
+    assert sorted(change.key for change in changes) == ["a", "b", "c"]
