@@ -39,6 +39,7 @@ class Healthy(MemoryStore):
 
     get = Store.get
     set = Store.set
+    delete = Store.delete
 
     def changed_watch(self, request: OpenWatch, **fields: object) -> Watch:
         asked = {name: getattr(request, name) for name in OpenWatch.__slots__}

@@ -46,6 +46,7 @@ async def test_a_store_is_constructed_directly(colour: Any) -> None:
     await store.close()
 
 
+@pytest.mark.thread_unsafe  # there is one registry
 async def test_providers_are_registered_and_listed(colour: Any) -> None:
     if "from-go" not in list_providers():
         register("from-go", lambda url, **options: MemoryStore(**options))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import sysconfig
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -32,6 +33,9 @@ def test_what_was_set_is_as_before_afterwards() -> None:
     assert (sys.getswitchinterval(), threading.gettrace()) == before
 
 
+@pytest.mark.skipif(
+    bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="threads need nobody's leave to run there"
+)
 @pytest.mark.parametrize("between", ["line", "opcode"])
 def test_threads_take_turns_within_a_function(between: Between, seed: str) -> None:
     log: list[str] = []

@@ -41,10 +41,11 @@ OPERATIONS: dict[str, Callable[[MemoryStore], object]] = {
 
 @cache
 def places(code: CodeType) -> frozenset[int]:
-    """The offsets right behind instructions that let somebody in."""
+    """The offsets of what is executed right after instructions that let somebody in."""
     instructions = list(dis.get_instructions(code))
-    letting_in = ("CALL", "RESUME", "JUMP_BACKWARD", "POP_JUMP_BACKWARD", "BUILD_")
-    return frozenset(after.offset for each, after in pairwise(instructions) if each.opname.startswith(letting_in))
+    letting_in = ("CALL", "RESUME", "POP_JUMP_BACKWARD", "BUILD_")
+    behind = {after.offset for each, after in pairwise(instructions) if each.opname.startswith(letting_in)}
+    return frozenset(behind | {each.argval for each in instructions if each.opname.startswith("JUMP_BACKWARD")})
 
 
 Place = tuple[CodeType, int]

@@ -30,6 +30,8 @@ _MAX_META_BYTES = 1024
 def check_writes(writes: Iterable[Write]) -> tuple[Write, ...]:
     """Return `writes` with plain keys. Raises as each write does, and `ValueError` for none, or a key written twice."""
     checked = tuple([_check_write(write) for write in writes])
+    if len(checked) == 1:
+        return checked
     if not checked:
         raise ValueError("a commit has at least one write")
     written: set[str] = set()
@@ -82,6 +84,8 @@ def check_timeout(timeout: float | None) -> float:
 
 
 def _check_write(write: Write) -> Write:
+    if _is_plain(write):
+        return write
     if isinstance(write, Set):
         key, value, if_revision, ttl, writer, meta = write
         condition, stamps = _check_condition(if_revision), (_check_writer(writer), _check_meta(meta))
@@ -93,6 +97,20 @@ def _check_write(write: Write) -> Write:
         key, expected = write
         return Check(check_key(key), _check_revision(expected))
     raise TypeError(f"a write is a Set, a Delete or a Check, not a {type(write).__name__}")
+
+
+def _is_plain(write: Write) -> bool:
+    """Whether `write` is what it should be, as most are: then nothing is made anew (benchmark: commit of 10)."""
+    ttl = None
+    if type(write) is Set:
+        key, _, expected, ttl, writer, meta = write
+    elif type(write) is Delete:
+        key, expected, writer, meta = write
+    else:
+        return False
+    if ttl is None and writer is None and meta is None:
+        return (expected is None or (type(expected) is int and expected >= 0)) and check_key(key) is key
+    return False
 
 
 def _check_int(name: str, number: object) -> int:

@@ -15,10 +15,11 @@ from itertools import islice
 from math import inf
 from operator import itemgetter
 from threading import RLock
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
+from stigmergy.checks import check_writes
 from stigmergy.errors import InvalidValue, RevisionConflict, StoreClosed, StoreFull
-from stigmergy.flow import Commit, OpenWatch, Scan
+from stigmergy.flow import OpenWatch, Scan
 from stigmergy.hub import Hub
 from stigmergy.keys import check_key
 from stigmergy.model import Change, Check, Delete, Entry, Meta, Op, Set, Snapshot, Ttl, Write
@@ -118,33 +119,31 @@ class MemoryStore(Store):
         return None if stored is None else self._entry(key, stored)
 
     def set(self, key: str, value: Any, *, if_revision: int | None = None, ttl: Ttl = None) -> int:
-        if if_revision is not None or ttl is not None or self._max_entries < inf:
+        if ttl is not None or self._max_entries < inf or not (if_revision is None or type(if_revision) is int):
             return super().set(key, value, if_revision=if_revision, ttl=ttl)
         if type(key) is not str or key not in self._entries:
             key = check_key(key)
         if type(value) not in self._scalars:
             value = self._copied(key, value)
-        # What `commit` does by way of `Hub.locked`, in place: the way of most writes (benchmark: set).
-        try:
-            with self._lock:
-                while True:
-                    if self._pending is not None or self._deadlines.heap:
-                        self._enter_while_locked()
-                    seen = self._revision
-                    revision = seen + 1
-                    stored = (value, revision, None, time.time(), None, None, revision, inf)
-                    if self._commit_point(seen, ((key, stored, self._entries.get(key), _SET, False),)):
-                        break
-                done = self._settle()  # noqa: F841, kept alive until the lock is released
-            if self._hub.afterwards:
-                self._hub.act()
-        except BaseException:
-            self._hub.recover()
-            raise
-        return revision
+        return self._commit_one(_SET, key, value, if_revision, None, None)
+
+    def delete(self, key: str, *, if_revision: int | None = None) -> bool:
+        if not (if_revision is None or type(if_revision) is int):
+            return super().delete(key, if_revision=if_revision)
+        if type(key) is not str or key not in self._entries:
+            key = check_key(key)
+        return self._commit_one(_DELETE, key, None, if_revision, None, None) > 0
 
     def commit(self, *writes: Set | Delete | Check) -> tuple[int | None, ...]:
-        isolated = tuple([self._isolated(write) for write in Commit(writes).writes])
+        checked = check_writes(writes)
+        if len(checked) == 1 and self._max_entries == inf:
+            (write,) = checked
+            if type(write) is Set and write.ttl is None:
+                key, value, expected, _, writer, meta = self._isolated(write)
+                return (self._commit_one(_SET, key, value, expected, writer, meta),)
+            if type(write) is Delete:
+                return (self._commit_one(_DELETE, write.key, None, *write[1:]) or None,)
+        isolated = tuple([self._isolated(write) if type(write) is Set else write for write in checked])
         return self._hub.locked(self._commit_while_locked, isolated)
 
     def scan(
@@ -174,6 +173,42 @@ class MemoryStore(Store):
             self._sweeper.wake()
         return now
 
+    def _commit_one(
+        self, op: Op, key: str, value: Any, expected: int | None, writer: str | None, meta: Meta | None
+    ) -> int:
+        """Commit a single write without a ttl; return its revision, or 0 if it was a `DELETE` of an absent key.
+
+        What `_commit_while_locked` does by way of `Hub.locked`, in place: the way of most writes (benchmark: set).
+        """
+        if expected is not None and expected < 0:
+            raise ValueError(f"if_revision must not be negative, not {expected}")
+        try:
+            with self._lock:
+                while True:
+                    if self._pending is not None or self._deadlines.heap:
+                        self._enter_while_locked()
+                    seen = self._revision
+                    revision = seen + 1
+                    before = self._entries.get(key)
+                    if expected is not None and expected != (0 if before is None else before[_REVISION]):
+                        raise RevisionConflict(key, expected, 0 if before is None else before[_REVISION])
+                    if op is _DELETE and before is None:
+                        revision = 0
+                        break
+                    stored = (value, revision, writer, time.time(), None, meta, revision, inf)
+                    pending = ((key, stored, before, op, False),)
+                    if self._revision == seen and self._pending is None:  # uninterrupted
+                        self._pending = pending
+                        self._revision = revision
+                        done = self._settle()  # noqa: F841, kept alive until the lock is released
+                        break
+            if self._hub.afterwards:
+                self._hub.act()
+        except BaseException:
+            self._hub.recover()
+            raise
+        return revision
+
     def _commit_while_locked(self, writes: tuple[Write, ...]) -> tuple[int | None, ...]:
         while True:
             now = self._enter_while_locked()
@@ -190,12 +225,15 @@ class MemoryStore(Store):
         entries = self._entries
         changing = grown = 0
         for write in writes:
-            before = entries.get(write.key)
-            actual = 0 if before is None else before[_REVISION]
-            if write.if_revision is not None and write.if_revision != actual:
-                raise RevisionConflict(write.key, write.if_revision, actual)
-            changing += _changes(write, before)
-            grown += _grows(write, before)
+            kind, expected, before = type(write), write.if_revision, entries.get(write.key)
+            if expected is not None and expected != (0 if before is None else before[_REVISION]):
+                raise RevisionConflict(write.key, expected, 0 if before is None else before[_REVISION])
+            if kind is Set:
+                changing += 1
+                grown += before is None
+            elif kind is Delete and before is not None:
+                changing += 1
+                grown -= 1
         if len(entries) + grown > self._max_entries:
             raise StoreFull(int(self._max_entries))
         wrote, revision, last = time.time(), seen, seen + changing
@@ -203,16 +241,17 @@ class MemoryStore(Store):
         revisions: list[int | None] = []
         for write in writes:
             before = entries.get(write.key)
-            if isinstance(write, Check) or not _changes(write, before):
+            if type(write) is Check or (before is None and type(write) is Delete):
                 revisions.append(None)
                 continue
             revision += 1
             revisions.append(revision)
-            if isinstance(write, Set):
-                expires, deadline = _deadline(write.ttl, before, wrote, now)
-                stored = (write.value, revision, write.writer, wrote, expires, write.meta, last, deadline)
-                pending.append((write.key, stored, before, _SET, False))
-            else:
+            if type(write) is Set:
+                key, value, _, ttl, writer, meta = write
+                expires, deadline = (None, inf) if ttl is None else _deadline(ttl, before, wrote, now)
+                stored = (value, revision, writer, wrote, expires, meta, last, deadline)
+                pending.append((key, stored, before, _SET, False))
+            elif type(write) is Delete:
                 stored = (None, revision, write.writer, wrote, None, write.meta, last, inf)
                 pending.append((write.key, stored, before, _DELETE, False))
         return tuple(pending), tuple(revisions)
@@ -350,10 +389,10 @@ class MemoryStore(Store):
         except Exception as error:
             raise InvalidValue(key, type(value).__name__) from error
 
-    def _isolated(self, write: Write) -> Write:
-        if isinstance(write, Set) and type(write.value) not in self._scalars:
-            return write._replace(value=self._copied(write.key, write.value))
-        return write
+    def _isolated(self, write: Set) -> Set:
+        if type(write.value) in self._scalars:
+            return write
+        return write._replace(value=self._copied(write.key, write.value))
 
     def _entry(self, key: str, stored: _Stored) -> Entry:
         value, revision, writer, wrote, expires, meta, _, _ = stored
@@ -397,24 +436,12 @@ def _changed(record: _Record) -> Change:
     return Change(op, key, value, old_value, revision, old_revision, commit, writer, wrote, expired, 0, meta)
 
 
-def _changes(write: Write, before: _Stored | None) -> bool:
-    return isinstance(write, Set) or (isinstance(write, Delete) and before is not None)
-
-
-def _grows(write: Write, before: _Stored | None) -> int:
-    """How many entries more there are after `write`."""
-    if isinstance(write, Set):
-        return before is None
-    return -(isinstance(write, Delete) and before is not None)
-
-
-def _deadline(ttl: Ttl, before: _Stored | None, wrote: float, now: float) -> tuple[float | None, float]:
+def _deadline(
+    ttl: float | Literal["keep"], before: _Stored | None, wrote: float, now: float
+) -> tuple[float | None, float]:
     """When the new entry is gone: by the epoch, for people, and by the store's clock."""
-    if ttl is None or (ttl == "keep" and before is None):
-        return None, inf
     if ttl == "keep":
-        assert before is not None
-        return before[_EXPIRES], before[_DEADLINE]
+        return (None, inf) if before is None else (before[_EXPIRES], before[_DEADLINE])
     return wrote + ttl, now + ttl
 
 
