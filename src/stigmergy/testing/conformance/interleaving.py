@@ -20,6 +20,34 @@ from stigmergy.testing.machine import StoreMachine
 from stigmergy.testing.traffic import Between, check_watched, record_calls, record_watches
 
 
+def judge_sequences(
+    make_store: Callable[[], Store | AsyncStore],
+    colour: Colour,
+    clock: HostClock | VirtualClock,
+    seed: str,
+    *,
+    examples: int,
+    steps: int = 50,
+) -> None:
+    """Run the state machine over so many sequences of so many operations."""
+    attributes = {
+        "make_store": staticmethod(make_store),
+        "colour": colour,
+        "clock": clock if isinstance(clock, VirtualClock) else None,
+    }
+    machine = type("Machine", (StoreMachine,), attributes)
+    run_state_machine_as_test(
+        seeded(seed)(machine),
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            database=None,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+        ),
+    )
+
+
 class Interleaving:
     """The state machine, linearizability, and the laws of watches under traffic."""
 
@@ -40,22 +68,7 @@ class Interleaving:
         seed: str,
         figures: Any,
     ) -> None:
-        attributes = {
-            "make_store": staticmethod(make_store),
-            "colour": colour,
-            "clock": clock if isinstance(clock, VirtualClock) else None,
-        }
-        machine = type("Machine", (StoreMachine,), attributes)
-        run_state_machine_as_test(
-            seeded(seed)(machine),
-            settings=settings(
-                max_examples=self.examples,
-                stateful_step_count=50,
-                deadline=None,
-                database=None,
-                suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
-            ),
-        )
+        judge_sequences(make_store, colour, clock, seed, examples=self.examples)
         figures.note("sequences of up to 50 operations, against the model", self.examples)
 
     @pytest.mark.parametrize("between", ["line", "opcode"])
