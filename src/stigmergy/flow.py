@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from math import inf
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar, overload
 
 from stigmergy.checks import Overflow, check_buffer, check_keys, check_page, check_timeout, check_writes
@@ -202,7 +203,7 @@ class Call(Step[T]):
 
     def do(self) -> T:
         result: Any = self.function(*self.args)
-        if isinstance(result, Awaitable):
+        if hasattr(type(result), "__await__"):
             _discard(result)
             raise TypeError(f"{_named(self.function)} is async: use it with the async store (`.aio`), or make it plain")
         value: T = result
@@ -210,7 +211,7 @@ class Call(Step[T]):
 
     async def ado(self) -> T:
         result: Any = self.function(*self.args)
-        value: T = await result if isinstance(result, Awaitable) else result
+        value: T = await result if hasattr(type(result), "__await__") else result
         return value
 
     def __repr__(self) -> str:
@@ -349,7 +350,7 @@ def wait_for(key: str, predicate: Callable[[Any], Any], timeout: float | None = 
 
 
 def _sender(flow: Flow[T]) -> Callable[[Any], Step[Any]]:
-    if not isinstance(flow, Generator):
+    if type(flow) is not GeneratorType and not isinstance(flow, Generator):
         _discard(flow)
         raise TypeError(f"a flow is a generator, not a {type(flow).__name__}: its function must contain a yield")
     return flow.send

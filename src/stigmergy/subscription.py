@@ -13,7 +13,6 @@ import logging
 from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
 from collections.abc import Iterable
-from contextlib import suppress
 from sys import maxsize
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -101,13 +100,15 @@ class Subscription(ABC):
     def wake(self) -> None:
         """Wake one of those who wait: a hint to look again. Waiters whose loop is dead are dropped."""
         while self.waiters:
-            with suppress(IndexError):  # another thread may be as quick
+            try:
                 waiter = self.waiters[0]
-                woken = waiter.wake()
-                # Removed only now: an interrupt between the two must not lose a waiter that was not woken yet.
-                self.remove(waiter)
-                if woken:
-                    return
+            except IndexError:
+                return  # another thread was as quick
+            woken = waiter.wake()
+            # Removed only now: an interrupt between the two must not lose a waiter that was not woken yet.
+            self.remove(waiter)
+            if woken:
+                return
 
     def wake_all(self) -> None:
         """Wake everybody who waits."""
@@ -117,8 +118,10 @@ class Subscription(ABC):
 
     def remove(self, waiter: Waiter) -> None:
         """Forget `waiter`."""
-        with suppress(ValueError):
+        try:
             self.waiters.remove(waiter)
+        except ValueError:
+            return  # it was already
 
     @property
     def of(self) -> str:

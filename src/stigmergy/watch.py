@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from _thread import allocate_lock
 from collections.abc import Callable, Generator
-from contextlib import suppress
 from functools import partial
 from threading import TIMEOUT_MAX, RLock
 from time import monotonic
@@ -230,8 +229,10 @@ class _ThreadWaiter:
         self._parked.acquire(timeout=min(seconds, TIMEOUT_MAX))
 
     def wake(self) -> bool:
-        with suppress(RuntimeError):  # somebody else has
+        try:
             self._parked.release()
+        except RuntimeError:
+            return False  # somebody else has
         return self._hint.acquire(blocking=False)  # last: an interrupt before it leaves a needless hint, not a lost one
 
 
