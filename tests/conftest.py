@@ -52,6 +52,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 ALONE = frozenset(
     {
+        "test_benchmarks",
         "test_cancellation",
         "test_cli",
         "test_closing",
