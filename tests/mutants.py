@@ -55,17 +55,19 @@ MUTANTS = [
     Mutant(
         "conditions are checked outside the lock",
         "providers/memory.py",
-        "        return self._hub.locked(self._commit_while_locked, isolated)",
-        "        self._decide(isolated, 0, 0.0)\n"
-        "        free = [each if isinstance(each, Check) else each._replace(if_revision=None) for each in isolated]\n"
-        "        return self._hub.locked(self._commit_while_locked, tuple(free))",
+        "        try:\n            with self._lock:\n                while True:\n",
+        "        known = self._entries.get(key)\n"
+        "        if expected is not None and expected != (0 if known is None else known[_REVISION]):\n"
+        "            raise RevisionConflict(key, expected, 0 if known is None else known[_REVISION])\n"
+        "        expected = None\n"
+        "        try:\n            with self._lock:\n                while True:\n",
         (SUITE + "test_what_many_clients_were_told_has_one_order -k sync-line",),
     ),
     Mutant(
         "an old condition holds again after a delete",
         "providers/memory.py",
-        "write.if_revision != actual:",
-        "write.if_revision > actual:",
+        "                    if expected is not None and expected != (0 if before",
+        "                    if expected is not None and expected > (0 if before",
         (SUITE + "test_after_delete_and_recreate_an_old_revision_never_matches_again",),
     ),
     Mutant(
@@ -218,9 +220,8 @@ MUTANTS = [
     Mutant(
         "conditional writes go around hooks",
         "hooks.py",
-        "        if isinstance(write, Set):\n            yield from _calls(hooks.before_set",
-        "        if isinstance(write, Set) and write.if_revision is None:\n"
-        "            yield from _calls(hooks.before_set",
+        "            if isinstance(write, Set):\n                for hook",
+        "            if isinstance(write, Set) and write.if_revision is None:\n                for hook",
         ("tests/test_hooks.py -k every_attempt",),
     ),
 ]
