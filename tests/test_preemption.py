@@ -85,14 +85,16 @@ def test_a_reader_that_waits_is_woken_whatever_comes_between(store: MemoryStore,
     there, back = store.watch("there"), store.watch("back")
 
     def ask() -> None:
-        for number in range(2 * ROUNDS):
-            store.set("there", number)
-            assert back.get(timeout=1).value == number
+        with store:  # whoever fails lets the other one go
+            for number in range(2 * ROUNDS):
+                store.set("there", number)
+                assert back.get(timeout=1).value == number
 
     def answer() -> None:
-        for number in range(2 * ROUNDS):
-            assert there.get(timeout=1).value == number
-            store.set("back", number)
+        with store:
+            for number in range(2 * ROUNDS):
+                assert there.get(timeout=1).value == number
+                store.set("back", number)
 
     with preemption(seed, between=between, share=0.02 if between == "line" else 0.003):
         all_at_once([ask, answer])
