@@ -185,7 +185,7 @@ MUTANTS = [
         "hub.py",
         "        for subscription in subscriptions:\n            self.afterwards.append(subscription)\n",
         "        for subscription in subscriptions:\n",
-        ("tests/test_races.py -k closed",),
+        ("tests/test_races.py -k ends_every_reader",),
     ),
     Mutant(
         "readers share live objects",

@@ -19,6 +19,8 @@ from benchmarks.picture import GROUPS, drawn
 from benchmarks.rows import ROWS, Result, chosen, measured
 from benchmarks.table import as_data, as_text, machine
 
+import stigmergy
+
 ROOT = Path(__file__).parent.parent
 NAMES = [row.name for row in ROWS]
 
@@ -89,7 +91,7 @@ def test_the_names_of_rows_are_all_different() -> None:
 def test_every_row_that_the_sources_name_exists() -> None:
     named = {
         name
-        for path in sorted((ROOT / "src").rglob("*.py"))
+        for path in sorted(Path(stigmergy.__file__).parent.rglob("*.py"))
         for name in re.findall(r"benchmark: ([^)]+)\)", path.read_text("utf-8"))
     }
 

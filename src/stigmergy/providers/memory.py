@@ -34,7 +34,7 @@ from stigmergy.watch import Watch
 __all__ = ["MemoryStore", "open_memory"]
 
 # Plain tuples, because a write builds two of them: a NamedTuple takes four times as long (benchmark: set). What is
-# handed out is a NamedTuple, made in half the time of its own constructor (benchmarks: conditional set, fan-out).
+# handed out is a NamedTuple, made in half the time of its own constructor (benchmark: conditional set).
 _made: Final = tuple.__new__
 _Stored: TypeAlias = tuple[Any, int, str | None, float, float | None, Meta | None, int, float]
 """An `Entry` as the dict keeps it, the revision of its commit, its deadline by the store's clock (infinite: none)."""
