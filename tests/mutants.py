@@ -248,9 +248,19 @@ def copy_of_the_package(mutant: Mutant | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def run(folder: Path, tests: tuple[str, ...], seed: int) -> Run:
-    """Run `tests` on the package in `folder`, up to the first that fails."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"--seed={seed}", "--timeout=2"]
+def run(folder: Path, tests: tuple[str, ...], seed: int, limit: int) -> Run:
+    """Run `tests` on the package in `folder`, up to the first that fails or takes more than `limit` seconds."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        f"--seed={seed}",
+        f"--timeout={limit}",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": ""}
     started = time.perf_counter()
     result = subprocess.run(
@@ -273,9 +283,9 @@ def run(folder: Path, tests: tuple[str, ...], seed: int) -> Run:
 def judge(mutant: Mutant, runs: int, seed: int, seconds: float) -> bool:
     """Whether `mutant` was killed in time in every run; says so."""
     with copy_of_the_package(None) as folder:
-        sound = run(folder, mutant.tests, seed)
+        sound = run(folder, mutant.tests, seed, limit=60)
     with copy_of_the_package(mutant) as folder:
-        found = [run(folder, mutant.tests, seed + number) for number in range(runs)]
+        found = [run(folder, mutant.tests, seed + number, limit=2) for number in range(runs)]
     kills = sum(bool(each.failed) for each in found)
     slowest = max(each.seconds for each in found)
     killers = Counter(name for each in found for name in each.failed)
