@@ -77,6 +77,9 @@ SHARED = frozenset({"colour", "request", "seed", "tmp_path"})
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if "any_sequence" in item.name:
+            item.add_marker(pytest.mark.timeout(400))  # a failure is told only after it was made small: 300 s at most
     if config.pluginmanager.hasplugin("run-parallel") and config.getoption("parallel_threads") != "1":
         for item in items:
             if isinstance(item, pytest.Function):

@@ -88,9 +88,16 @@ MUTANTS = [
     Mutant(
         "a deadline takes a newer value",
         "providers/memory.py",
-        "        if before is not None and before[_DEADLINE] <= now:",
+        "        if before is not None and before[_DEADLINE] == deadline:",
         "        if before is not None:",
         (SUITE + "test_a_deadline_never_takes_a_newer_value", SUITE + "test_a_set_without_ttl_clears_an_earlier_one"),
+    ),
+    Mutant(
+        "a renewed entry expires in the place of its first deadline",
+        "providers/memory.py",
+        "        if before is not None and before[_DEADLINE] == deadline:",
+        "        if before is not None and before[_DEADLINE] <= self._clock():",
+        (SUITE + "test_entries_expire_in_the_order_of_their_deadlines",),
     ),
     Mutant(
         "half a commit can be read",
@@ -220,8 +227,9 @@ MUTANTS = [
     Mutant(
         "conditional writes go around hooks",
         "hooks.py",
-        "            if isinstance(write, Set):\n                for hook",
-        "            if isinstance(write, Set) and write.if_revision is None:\n                for hook",
+        "        if isinstance(write, Set):\n            yield from _calls(hooks.before_set",
+        "        if isinstance(write, Set) and write.if_revision is None:\n"
+        "            yield from _calls(hooks.before_set",
         ("tests/test_hooks.py -k every_attempt",),
     ),
 ]

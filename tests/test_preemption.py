@@ -24,11 +24,14 @@ def store() -> MemoryStore:
     return MemoryStore()
 
 
-def test_what_was_set_is_as_before_afterwards() -> None:
+def test_what_was_set_is_as_before_afterwards(request: pytest.FixtureRequest) -> None:
+    request.addfinalizer(partial(threading.settrace, threading.gettrace()))
+    threading.settrace(lambda *_: None)  # a tool that measures coverage, say
     before = sys.getswitchinterval(), threading.gettrace()
 
     with preemption(1, between="opcode"):
-        assert (sys.getswitchinterval(), threading.gettrace()) != before
+        assert sys.getswitchinterval() < before[0]
+        assert threading.gettrace() is not before[1]
 
     assert (sys.getswitchinterval(), threading.gettrace()) == before
 

@@ -115,16 +115,11 @@ def _around_get(hooks: Hooks, operation: GetEntry) -> Flow[Entry | None]:
 
 
 def _around_commit(hooks: Hooks, operation: Commit) -> Flow[tuple[int | None, ...]]:
-    if hooks.before_set or hooks.on_delete:
-        for write in operation.writes:
-            if isinstance(write, Set):
-                for hook in hooks.before_set:
-                    yield Call(hook, write.key, write.value)
-            elif isinstance(write, Delete):
-                for hook in hooks.on_delete:
-                    yield Call(hook, write.key)
-    if not hooks.after_set:
-        return (yield operation)  # type: ignore[no-any-return]
+    for write in operation.writes:
+        if isinstance(write, Set):
+            yield from _calls(hooks.before_set, write.key, write.value)
+        elif isinstance(write, Delete):
+            yield from _calls(hooks.on_delete, write.key)
     sets = [write for write in operation.writes if isinstance(write, Set)]
     try:
         revisions = yield from operation

@@ -79,7 +79,7 @@ class MemoryStore(Store):
             raise ValueError(f"max_entries must be at least 1, not {max_entries}")
         self.capabilities = frozenset({"resumable"} if history else ()) | frozenset({"isolated"} if copy else ())
         self._copy = _shared if copy is None else copy
-        self._scalars = SCALARS if copy in (None, isolate) else frozenset[type]()
+        self._scalars = SCALARS if copy is None or copy is isolate else frozenset[type]()
         """The types of values that need no copy."""
         self._shares = copy is None
         self._max_entries = inf if max_entries is None else max_entries
@@ -171,7 +171,7 @@ class MemoryStore(Store):
             raise StoreClosed
         now = self._clock()
         while (due := self._deadlines.first())[0] <= now:
-            self._expire_while_locked(due, now)
+            self._expire_while_locked(due)
         if due[0] < self._sweeper.until:
             self._sweeper.wake()
         return now
@@ -359,12 +359,12 @@ class MemoryStore(Store):
 
     # -- deadlines -----------------------------------------------------------------------------------------------------
 
-    def _expire_while_locked(self, due: tuple[float, str], now: float) -> None:
+    def _expire_while_locked(self, due: tuple[float, str]) -> None:
         """Make the first of the deadlines into a change, unless its entry is no longer the same."""
-        key = due[1]
+        deadline, key = due
         seen = self._revision
         before = self._entries.get(key)
-        if before is not None and before[_DEADLINE] <= now:
+        if before is not None and before[_DEADLINE] == deadline:
             stored = (None, seen + 1, None, time.time(), None, None, seen + 1, inf)
             if not self._commit_point(seen, ((key, stored, before, _DELETE, True),)):
                 return

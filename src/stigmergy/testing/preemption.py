@@ -52,12 +52,12 @@ def preemption(
             time.sleep(0)
         return step
 
-    interval = sys.getswitchinterval()
+    interval, tracer = sys.getswitchinterval(), threading.gettrace()
     sys.setswitchinterval(_INTERVAL)
     if between is not None:
         threading.settrace(begin)
     try:
         yield
     finally:
-        threading.settrace(None)
+        threading.settrace(tracer)
         sys.setswitchinterval(interval)

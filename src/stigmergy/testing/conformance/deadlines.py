@@ -73,6 +73,23 @@ class Deadlines:
         assert (await store.scan()).revision == 4
         assert await store.set("c", 1) == 5
 
+    async def test_entries_expire_in_the_order_of_their_deadlines(
+        self, store: Any, colour: Colour, clock: Clock
+    ) -> None:
+        watch = store.watch(prefix="")
+        await store.set("renewed", 1, ttl=5 * clock.unit)
+        await store.set("later", 1, ttl=7 * clock.unit)
+        await store.set("renewed", 2, ttl=8 * clock.unit)
+        await store.set("kept", 1, ttl=6 * clock.unit)
+        await store.set("kept", 2, ttl="keep")
+        clock.advance(9 * clock.unit)
+        await store.scan()
+
+        changes = await take(colour, watch, 8)
+
+        assert [change.key for change in changes[5:]] == ["kept", "later", "renewed"]
+        assert all(change.expired for change in changes[5:])
+
     async def test_a_timer_expires_what_nobody_asks_for(self, store: Any, colour: Colour, clock: Clock) -> None:
         _needs_a_timer(clock)
         watch = store.watch("a")
