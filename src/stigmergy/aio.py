@@ -38,7 +38,12 @@ class AsyncStore(ABC):
     capabilities: frozenset[str] = frozenset()
     """Same as `Store.capabilities`."""
 
-    _sync: Store | None = None
+    _faces: dict[str, Store]
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        store = super().__new__(cls)
+        store._faces = {}
+        return store
 
     # -- the five primitives -------------------------------------------------------------------------------------------
 
@@ -123,12 +128,9 @@ class AsyncStore(ABC):
         """The same store for threads: the same methods, blocking. Of a store that was written async, not for signal
         handlers and finalisers.
         """
-        if self._sync is None:
-            from stigmergy.bridge import to_sync
-
-            vars(self).setdefault("_sync", to_sync(self))
-        assert self._sync is not None
-        return self._sync
+        if not self._faces:
+            self._faces.setdefault("sync", self._to_sync())
+        return self._faces["sync"]
 
     async def __aenter__(self) -> Self:
         return self
@@ -138,6 +140,11 @@ class AsyncStore(ABC):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a store cannot be copied or pickled")
+
+    def _to_sync(self) -> Store:
+        from stigmergy.bridge import to_sync
+
+        return to_sync(self)
 
     def _perform(self, operation: Operation[Any]) -> Any:
         return operation.apply(self)

@@ -40,7 +40,7 @@ class _InlineStore(AsyncStore):
     """The async face of a store that does not block: calls are made where they are."""
 
     def __init__(self, store: Store) -> None:
-        self._store = self._sync = store
+        self._store = self._faces["sync"] = store
         self.capabilities = store.capabilities
 
     async def get_entry(self, key: str) -> Entry | None:
@@ -79,7 +79,7 @@ class _ThreadedStore(AsyncStore):
     """The async face of a store that blocks: calls are made in threads."""
 
     def __init__(self, store: Store) -> None:
-        self._store = self._sync = store
+        self._store = self._faces["sync"] = store
         self.capabilities = store.capabilities
         self._unopened: list[ref[Watch]] = []  # copied at once also without a GIL; a deque is not
         self._opening = Lock()
@@ -134,7 +134,7 @@ class _PortalStore(Store):
     blocking = True
 
     def __init__(self, store: AsyncStore) -> None:
-        self._store = self._aio = store
+        self._store = self._faces["aio"] = store
         self.capabilities = store.capabilities
         self._portal = _Portal()
 

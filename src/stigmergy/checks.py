@@ -29,7 +29,7 @@ _MAX_META_BYTES = 1024
 
 def check_writes(writes: Iterable[Write]) -> tuple[Write, ...]:
     """Return `writes` with plain keys. Raises as each write does, and `ValueError` for none, or a key written twice."""
-    checked = tuple([_check_write(write) for write in writes])
+    checked = tuple(map(_check_write, writes))
     if len(checked) == 1:
         return checked
     if not checked:
@@ -84,33 +84,21 @@ def check_timeout(timeout: float | None) -> float:
 
 
 def _check_write(write: Write) -> Write:
-    if _is_plain(write):
-        return write
     if isinstance(write, Set):
-        key, value, if_revision, ttl, writer, meta = write
-        condition, stamps = _check_condition(if_revision), (_check_writer(writer), _check_meta(meta))
-        return Set(check_key(key), value, condition, _check_ttl(ttl), *stamps)
+        key, value, expected, ttl, writer, meta = write
+        plain = check_key(key)
+        if plain is key and writer is None and meta is None and type(write) is Set:
+            kept = ttl is None or (type(ttl) is str and ttl == "keep")
+            if kept and (expected is None or (type(expected) is int and expected >= 0)):
+                return write  # as most are: nothing is made anew (benchmark: commit of 10)
+        stamps = _check_writer(writer), _check_meta(meta)
+        return Set(plain, value, _check_condition(expected), _check_ttl(ttl), *stamps)
     if isinstance(write, Delete):
-        key, if_revision, writer, meta = write
-        return Delete(check_key(key), _check_condition(if_revision), _check_writer(writer), _check_meta(meta))
-    if isinstance(write, Check):
-        key, expected = write
-        return Check(check_key(key), _check_revision(expected))
-    raise TypeError(f"a write is a Set, a Delete or a Check, not a {type(write).__name__}")
-
-
-def _is_plain(write: Write) -> bool:
-    """Whether `write` is what it should be, as most are: then nothing is made anew (benchmark: commit of 10)."""
-    ttl = None
-    if type(write) is Set:
-        key, _, expected, ttl, writer, meta = write
-    elif type(write) is Delete:
         key, expected, writer, meta = write
-    else:
-        return False
-    if ttl is None and writer is None and meta is None:
-        return (expected is None or (type(expected) is int and expected >= 0)) and check_key(key) is key
-    return False
+        return Delete(check_key(key), _check_condition(expected), _check_writer(writer), _check_meta(meta))
+    if isinstance(write, Check):
+        return Check(check_key(write.key), _check_revision(write.if_revision))
+    raise TypeError(f"a write is a Set, a Delete or a Check, not a {type(write).__name__}")
 
 
 def _check_int(name: str, number: object) -> int:

@@ -269,14 +269,14 @@ def run(flow: Flow[T], perform: Perform, *, steps: type[Step[Any]] = Step) -> T:
 
     Steps of a kind other than `steps` are refused with a `TypeError`.
     """
-    resume = _sender(flow)
+    send = resume = _sender(flow)
     argument: Any = None
     try:
         while True:
             step = resume(argument)
             try:
                 argument = perform(step) if isinstance(step, Operation) else _checked(step, steps).do()
-                resume = flow.send
+                resume = send
             except BaseException as error:
                 argument, resume = error, flow.throw
     except StopIteration as stop:
@@ -290,14 +290,14 @@ def run(flow: Flow[T], perform: Perform, *, steps: type[Step[Any]] = Step) -> T:
 
 async def arun(flow: Flow[T], perform: Callable[[Operation[Any]], Awaitable[Any]]) -> T:
     """Same as `run`, awaiting. Cancellation is thrown into the flow like any other error."""
-    resume = _sender(flow)
+    send = resume = _sender(flow)
     argument: Any = None
     try:
         while True:
             step = resume(argument)
             try:
                 argument = await (perform(step) if isinstance(step, Operation) else _checked(step, Step).ado())
-                resume = flow.send
+                resume = send
             except BaseException as error:
                 argument, resume = error, flow.throw
     except StopIteration as stop:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any, TypeAlias
@@ -16,7 +15,6 @@ __all__ = ["Hook", "Hooks", "compose_hooks", "with_hooks"]
 
 Hook: TypeAlias = Callable[..., Any]
 
-_log = logging.getLogger("stigmergy")
 _MOMENTS = ("before_get", "after_get", "before_set", "after_set", "on_delete", "on_scan", "on_watch", "on_error")
 
 
@@ -120,6 +118,8 @@ def _around_commit(hooks: Hooks, operation: Commit) -> Flow[tuple[int | None, ..
             yield from _calls(hooks.before_set, write.key, write.value)
         elif isinstance(write, Delete):
             yield from _calls(hooks.on_delete, write.key)
+    if not hooks.after_set:
+        return (yield operation)  # type: ignore[no-any-return]
     sets = [write for write in operation.writes if isinstance(write, Set)]
     try:
         revisions = yield from operation
@@ -142,7 +142,7 @@ def _observe(hooks: tuple[Hook, ...], *args: Any) -> Flow[None]:
     try:
         yield from _calls(hooks, *args)
     except Exception:
-        _log.exception("a hook that observes %r failed", args[0])
+        _log("a hook that observes %r failed", args[0])
 
 
 def _on_error(hooks: Iterable[Hook], error: Exception) -> Flow[Exception]:
@@ -151,11 +151,17 @@ def _on_error(hooks: Iterable[Hook], error: Exception) -> Flow[Exception]:
         try:
             other = yield from Call(hook, error)
         except Exception:
-            _log.exception("on_error failed, and changes nothing")
+            _log("on_error failed, and changes nothing")
             return error
         if isinstance(other, Exception) and not isinstance(error, RevisionConflict):
             error = other
     return error
+
+
+def _log(message: str, *args: object) -> None:
+    import logging  # takes as long as a third of the package
+
+    logging.getLogger("stigmergy").exception(message, *args)
 
 
 def _stand_in(hook: Hook) -> Hook:

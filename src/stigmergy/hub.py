@@ -132,7 +132,8 @@ class Hub:
             with self.lock:
                 self._settle_while_locked()
                 result = function(*args)
-            self.act()
+            if self.afterwards:
+                self.act()
         except BaseException:
             self.recover()
             raise

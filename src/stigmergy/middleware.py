@@ -59,14 +59,7 @@ class _MiddlewareStore(Store):
         self.chain = chain
         self.capabilities = inner.capabilities
         self.blocking = inner.blocking
-        self._through = _chained(chain, _around, partial(_apply, inner))
-
-    @property
-    def aio(self) -> AsyncStore:
-        if self._aio is None:
-            vars(self).setdefault("_aio", _AsyncMiddlewareStore(self))
-        assert self._aio is not None
-        return self._aio
+        self._through = _chained(chain, _around, inner._perform)
 
     def get_entry(self, key: str) -> Entry | None:
         entry: Entry | None = self._through(GetEntry(key))
@@ -89,6 +82,9 @@ class _MiddlewareStore(Store):
     def close(self) -> None:
         self.inner.close()
 
+    def _to_async(self) -> AsyncStore:
+        return _AsyncMiddlewareStore(self)
+
     def _perform(self, operation: Operation[Any]) -> Any:
         return self._through(operation)
 
@@ -99,9 +95,9 @@ class _AsyncMiddlewareStore(AsyncStore):
     def __init__(self, store: _MiddlewareStore) -> None:
         inner = store.inner.aio
         self.capabilities = store.capabilities
-        self._sync = store
+        self._faces["sync"] = store
         self._inner = inner
-        self._through = _chained(store.chain, _around_awaiting, partial(_apply, inner))
+        self._through = _chained(store.chain, _around_awaiting, inner._perform)
         self._through_at_once = _chained(store.chain, _around_at_once, partial(_apply_at_once, inner))
 
     async def get_entry(self, key: str) -> Entry | None:
@@ -140,26 +136,25 @@ def _chained(chain: tuple[Middleware, ...], around: _Around, perform: _Perform) 
 
 
 def _around(function: Middleware, perform: _Perform, operation: Operation[Any]) -> Any:
-    return _passed_on(function, operation, run(function(operation), perform))
+    result = run(function(operation), perform)
+    return _passed_on(function, operation) if result is None else result
 
 
 async def _around_awaiting(function: Middleware, perform: _Perform, operation: Operation[Any]) -> Any:
-    return _passed_on(function, operation, await arun(function(operation), perform))
+    result = await arun(function(operation), perform)
+    return _passed_on(function, operation) if result is None else result
 
 
 def _around_at_once(function: Middleware, perform: _Perform, operation: Operation[Any]) -> Any:
-    return _passed_on(function, operation, run(function(_only_watch(operation)), perform, steps=Call))
+    result = run(function(_only_watch(operation)), perform, steps=Call)
+    return _passed_on(function, operation) if result is None else result
 
 
-def _passed_on(function: Middleware, operation: Operation[Any], result: Any) -> Any:
-    if result is None and not isinstance(operation, GetEntry):
+def _passed_on(function: Middleware, operation: Operation[Any]) -> None:
+    """Let `None` be the result, if it can be one."""
+    if not isinstance(operation, GetEntry):
         name = getattr(function, "__qualname__", type(function).__name__)
         raise TypeError(f"the middleware {name} returned None for {operation!r}: it must `return (yield operation)`")
-    return result
-
-
-def _apply(store: Store | AsyncStore, operation: Operation[Any]) -> Any:
-    return operation.apply(store)
 
 
 def _apply_at_once(store: AsyncStore, operation: Operation[Any]) -> Any:

@@ -38,7 +38,12 @@ class Store(ABC):
     blocking: bool = True
     """Whether a call may wait for I/O or for another process; `aio` then makes it in a thread."""
 
-    _aio: AsyncStore | None = None
+    _faces: dict[str, AsyncStore]
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        store = super().__new__(cls)
+        store._faces = {}
+        return store
 
     # -- the five primitives -------------------------------------------------------------------------------------------
 
@@ -163,12 +168,9 @@ class Store(ABC):
     @property
     def aio(self) -> AsyncStore:
         """The same store for asyncio: the same methods, awaited."""
-        if self._aio is None:
-            from stigmergy.bridge import to_async
-
-            vars(self).setdefault("_aio", to_async(self))  # two threads must not get two faces
-        assert self._aio is not None
-        return self._aio
+        if not self._faces:
+            self._faces.setdefault("aio", self._to_async())  # at once: two threads must not get two
+        return self._faces["aio"]
 
     def __enter__(self) -> Self:
         return self
@@ -178,6 +180,11 @@ class Store(ABC):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a store cannot be copied or pickled")
+
+    def _to_async(self) -> AsyncStore:
+        from stigmergy.bridge import to_async
+
+        return to_async(self)
 
     def _perform(self, operation: Operation[Any]) -> Any:
         return operation.apply(self)

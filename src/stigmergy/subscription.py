@@ -9,7 +9,6 @@ provider live by the same rule.
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
 from collections.abc import Iterable
@@ -28,7 +27,6 @@ __all__ = ["EveryChange", "LatestState", "Subscription", "Waiter"]
 _SET = Op.SET
 _NOTHING: deque[Change] = deque()
 _UNKNOWN: tuple[Any, int] = (None, 0)
-_log = logging.getLogger("stigmergy")
 
 
 class Waiter(Protocol):
@@ -119,9 +117,10 @@ class Subscription(ABC):
     def remove(self, waiter: Waiter) -> None:
         """Forget `waiter`."""
         try:
-            self.waiters.remove(waiter)
+            if waiter in self.waiters:
+                self.waiters.remove(waiter)
         except ValueError:
-            return  # it was already
+            return  # another thread was as quick
 
     @property
     def of(self) -> str:
@@ -203,7 +202,9 @@ class EveryChange(Subscription):
 
     def wake(self) -> None:
         if self.dropped and not self.warned and self._is_first_to_warn():
-            _log.warning(
+            import logging  # takes as long as a third of the package, and most watches are never full
+
+            logging.getLogger("stigmergy").warning(
                 "a watch of %s is full (%d changes): the oldest gives way to the newest", self.of, self.capacity
             )
         super().wake()

@@ -10,6 +10,7 @@ import sys
 from _thread import allocate_lock
 from collections.abc import Callable, Generator
 from functools import partial
+from math import inf
 from threading import TIMEOUT_MAX, RLock
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn, Self
@@ -51,7 +52,7 @@ class Watch:
         Raises `TimeoutError`, `WatchClosed`, `Lagged` (with `overflow="raise"`), and `RuntimeError` where waiting would
         block a running event loop.
         """
-        deadline = monotonic() + check_timeout(timeout)
+        deadline = inf if timeout is None else monotonic() + check_timeout(timeout)
         source = self._source()
         try:
             while (change := self.get_nowait()) is None:
@@ -63,8 +64,10 @@ class Watch:
 
     async def aget(self) -> Change:
         """Same as `get`, waiting in this task; `asyncio.timeout` limits the wait."""
-        await self._opened()
-        source = self._source()
+        source = self._subscription
+        if source is None:
+            await self._opened()
+            source = self._source()
         try:
             while (change := self.get_nowait()) is None:
                 await _park_task(source)
@@ -263,7 +266,7 @@ class _TaskWaiter:
 def _park_thread(source: Subscription, deadline: float) -> None:
     if _running_loop() is not None:
         raise RuntimeError("use `async for` here: waiting for this watch would block the running event loop")
-    left = deadline - monotonic()
+    left = inf if deadline == inf else deadline - monotonic()
     if left <= 0:
         raise TimeoutError("no change came in time")
     waiter = _ThreadWaiter()

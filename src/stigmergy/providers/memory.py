@@ -141,9 +141,9 @@ class MemoryStore(Store):
         checked = check_writes(writes)
         if len(checked) == 1 and self._max_entries == inf:
             (write,) = checked
-            if type(write) is Set and write.ttl is None:
-                key, value, expected, _, writer, meta = self._isolated(write)
-                return (self._commit_one(_SET, key, value, expected, writer, meta),)
+            if type(write) is Set and (write.ttl is None or write.ttl == "keep"):
+                key, value, expected, ttl, writer, meta = self._isolated(write)
+                return (self._commit_one(_SET, key, value, expected, writer, meta, keeps=ttl is not None),)
             if type(write) is Delete:
                 return (self._commit_one(_DELETE, write.key, None, *write[1:]) or None,)
         isolated = tuple([self._isolated(write) if type(write) is Set else write for write in checked])
@@ -177,9 +177,17 @@ class MemoryStore(Store):
         return now
 
     def _commit_one(
-        self, op: Op, key: str, value: Any, expected: int | None, writer: str | None, meta: Meta | None
+        self,
+        op: Op,
+        key: str,
+        value: Any,
+        expected: int | None,
+        writer: str | None,
+        meta: Meta | None,
+        keeps: bool = False,
     ) -> int:
-        """Commit a single write without a ttl; return its revision, or 0 if it was a `DELETE` of an absent key.
+        """Commit a single write without a ttl, or one that `keeps` the deadline that there is; return its revision, or
+        0 if it was a `DELETE` of an absent key.
 
         What `_commit_while_locked` does by way of `Hub.locked`, in place: the way of most writes (benchmark: set).
         """
@@ -198,12 +206,21 @@ class MemoryStore(Store):
                     if op is _DELETE and before is None:
                         revision = 0
                         break
-                    stored = (value, revision, writer, time.time(), None, meta, revision, inf)
+                    expires, deadline = None, inf
+                    if keeps and before is not None:
+                        expires, deadline = before[_EXPIRES], before[_DEADLINE]
+                    stored = (value, revision, writer, time.time(), expires, meta, revision, deadline)
                     pending = ((key, stored, before, op, False),)
                     if self._revision == seen and self._pending is None:  # uninterrupted
                         self._pending = pending
                         self._revision = revision
-                        done = self._settle()  # noqa: F841, kept alive until the lock is released
+                        if op is _DELETE or before is None or deadline < inf:
+                            done = self._settle()
+                            break
+                        self._entries[key] = stored
+                        done = self._hub.publish(revision, key, pending[0])  # noqa: F841
+                        if self._pending is pending:  # uninterrupted
+                            self._pending = None
                         break
             if self._hub.afterwards:
                 self._hub.act()
