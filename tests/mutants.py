@@ -130,8 +130,8 @@ MUTANTS = [
     Mutant(
         "a second change wakes nobody",
         "subscription.py",
-        "        if self.waiters:\n            self.hub.afterwards.append(self)\n        if size + 1",
-        "        if self.waiters and not size:\n            self.hub.afterwards.append(self)\n        if size + 1",
+        "        if self.waiters:\n            self.hub.afterwards.append(self)\n        if room <= 1",
+        "        if self.waiters and room == self.capacity:\n            self.hub.afterwards.append(self)\n        if room <= 1",
         ("tests/test_watch.py::test_each_of_several_changes_at_once_wakes_a_reader",),
     ),
     Mutant(

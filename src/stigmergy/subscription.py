@@ -151,13 +151,13 @@ class EveryChange(Subscription):
         return deque(changes) or _NOTHING
 
     def put(self, change: Change) -> None:
-        buffer = self.buffer
-        size = len(buffer)
-        full = size >= self.capacity
+        buffer, revision = self.buffer, change.revision
+        room = self.capacity - len(buffer)
+        full = room <= 0
         if full:
             self._make_way()
-        if change.revision > self.seen:  # uninterrupted
-            self.seen = change.revision
+        if revision > self.seen:  # uninterrupted
+            self.seen = revision
             if full and buffer:
                 del buffer[0]
                 self.missed += 1
@@ -165,7 +165,7 @@ class EveryChange(Subscription):
             buffer.append(change)
         if self.waiters:
             self.hub.afterwards.append(self)
-        if size + 1 >= self.capacity:
+        if room <= 1:
             Subscription.last_fill = object()
 
     def take(self) -> Change | None:
