@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 from statistics import median, quantiles
-from time import perf_counter
 from typing import TypeAlias
 
 __all__ = ["FULL", "QUICK", "Effort", "Figures", "Run", "interleaved"]
@@ -77,20 +76,17 @@ def _sample(run: Run, times: int) -> float | list[float]:
 
 def _calibrated(run: Run, seconds: float) -> int:
     """How often to run for a sample of about `seconds`. What this runs is also the warm-up."""
-    idle = min(_clocked(run, 1) for _ in range(3))  # starting and ending threads, say
     times = 2
     while True:
         # One sample alone may have been held up, and say too few times.
-        took = min(_clocked(run, times) for _ in range(3)) - idle
+        took = min(_seconds(_sample(run, times)) for _ in range(3))
         if took >= seconds / 2:
             return max(1, round(times * seconds / took))
         times *= 2 if took > seconds / 20 else 10
 
 
-def _clocked(run: Run, times: int) -> float:
-    started = perf_counter()
-    _sample(run, times)
-    return perf_counter() - started
+def _seconds(sample: float | list[float]) -> float:
+    return sum(sample) if isinstance(sample, list) else sample
 
 
 def _figures(samples: list[float | list[float]], times: int) -> Figures:

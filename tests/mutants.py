@@ -131,7 +131,8 @@ MUTANTS = [
         "a second change wakes nobody",
         "subscription.py",
         "        if self.waiters:\n            self.hub.afterwards.append(self)\n        if room <= 1",
-        "        if self.waiters and room == self.capacity:\n            self.hub.afterwards.append(self)\n        if room <= 1",
+        "        if self.waiters and room == self.capacity:\n            self.hub.afterwards.append(self)\n"
+        "        if room <= 1",
         ("tests/test_watch.py::test_each_of_several_changes_at_once_wakes_a_reader",),
     ),
     Mutant(
@@ -204,8 +205,8 @@ MUTANTS = [
     Mutant(
         "update swallows a conflict",
         "flow.py",
-        "        except RevisionConflict:\n            continue\n",
-        "        except RevisionConflict:\n            pass\n",
+        "            yield from backoff(conflicts)\n        else:\n            return value\n",
+        "            pass\n        return value\n",
         (SUITE + "test_update_runs_again_when_somebody_wrote_in_between",),
     ),
     Mutant(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
+from itertools import count
 from math import inf
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar, overload
@@ -35,6 +36,7 @@ __all__ = [
     "Sleep",
     "Step",
     "arun",
+    "backoff",
     "get_many",
     "run",
     "update",
@@ -309,6 +311,16 @@ async def arun(flow: Flow[T], perform: Callable[[Operation[Any]], Awaitable[Any]
         del argument, resume
 
 
+def backoff(conflicts: int) -> Sleep:
+    """How long to stay away after so many conflicts in a row: those who write one key must not hold each other up.
+
+    Exponential with full jitter (Brooker, "Exponential Backoff and Jitter", 2015), from 0.2 to 25 milliseconds at most.
+    """
+    from random import uniform  # takes long to import, and most writes never conflict
+
+    return Sleep(uniform(0, 1e-4 * 2 ** min(conflicts, 8)))
+
+
 def get_many(keys: Iterable[str]) -> Flow[dict[str, Any]]:
     """`Store.get_many`: one scan."""
     snapshot = yield from Scan(keys=keys)
@@ -316,15 +328,16 @@ def get_many(keys: Iterable[str]) -> Flow[dict[str, Any]]:
 
 
 def update(key: str, function: Callable[[Any], Any], default: Any = None) -> Flow[Any]:
-    """`Store.update`: read, compute, write on condition that nobody wrote in between; else again."""
-    while True:
+    """`Store.update`: read, compute, write on condition that nobody wrote in between; else again, a little later."""
+    for conflicts in count(1):
         entry = yield from GetEntry(key)
         value = yield from Call(function, default if entry is None else entry.value)
         try:
             yield from Commit((Set(key, value, if_revision=0 if entry is None else entry.revision, ttl="keep"),))
         except RevisionConflict:
-            continue
-        return value
+            yield from backoff(conflicts)
+        else:
+            return value
 
 
 def wait_for(key: str, predicate: Callable[[Any], Any], timeout: float | None = None) -> Flow[Entry]:

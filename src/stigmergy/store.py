@@ -116,8 +116,9 @@ class Store(ABC):
     def update(self, key: str, function: Callable[[Any], Any], *, default: Any = None) -> Any:
         """Replace the value at `key` by `function(value)` and return the new one, losing nobody else's write.
 
-        `function` gets `default` where the key is absent. It runs outside every lock, again whenever somebody else
-        wrote in between, so it must be pure; if it raises, nothing is written. A ttl stays as it is.
+        `function` gets `default` where the key is absent. It runs outside every lock, again (a few milliseconds later,
+        with jittered backoff) whenever somebody else wrote in between, so it must be pure; if it raises, nothing is
+        written. A ttl stays as it is.
         """
         return self.run(flows.update(key, function, default))
 
