@@ -77,7 +77,7 @@ class Row:
     budget: Budget | None = None
     unit: Unit = "time"
     longer: float = 1
-    """How many times longer than others its samples are."""
+    """How many times longer than others its samples are, by the clock of the run."""
     times: int | None = None
     """How often a sample does it, where the clock cannot tell."""
     rounds: int | None = None

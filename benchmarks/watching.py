@@ -89,7 +89,7 @@ def _fan_out(count: int, name: str, budget: Budget) -> Row:
     if count == 1:
         found["without"] = OURS.contender("set", "floor")
     about = f"set with {count:,} watches on the key, all of which receive it: for each of them"
-    return Row(name, about, found, base="without" if count == 1 else "SimpleQueue", budget=budget)
+    return Row(name, about, found, base="without" if count == 1 else "SimpleQueue", budget=budget, longer=1 / count)
 
 
 ROWS = (

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from stigmergy.errors import InvalidKey
 
-__all__ = ["Scope", "check_key", "check_prefix", "scoped_key"]
+__all__ = ["Scope", "check_key", "check_prefix", "check_scope", "inside", "scoped_key"]
 
 _MAX_BYTES = 512
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -42,6 +42,28 @@ def scoped_key(scope: Scope, key: str, *, owner: str | None = None) -> str:
     if scope is Scope.GLOBAL:
         raise InvalidKey(_shown(owner), "the global scope has no owner")
     return check_key(f"{scope}/{owner}:{check_key(key)}")
+
+
+def check_scope(scope: object) -> str:
+    """Return `scope`, one or more segments with a `/` between them, as a plain `str`, or raise `InvalidKey`.
+
+    >>> check_scope("agent/planner")
+    'agent/planner'
+    """
+    plain = check_key(scope)
+    if ":" in plain:
+        raise InvalidKey(_shown(plain), "a scope has no ':'")
+    if not all(plain.split("/")):
+        raise InvalidKey(_shown(plain), "a scope has no empty segment")
+    return plain
+
+
+def inside(prefix: str, key: str) -> str:
+    """Return the key, or prefix, that `key` is below `prefix`. Raises `InvalidKey` if it is too long there."""
+    try:
+        return check_prefix(prefix + key)
+    except InvalidKey as error:
+        raise InvalidKey(_shown(key), f"{error.reason}, those of its scope included") from None
 
 
 def check_key(key: object) -> str:

@@ -12,7 +12,7 @@ from stigmergy.model import Check, Delete, Entry, Set, Snapshot
 from stigmergy.store import Store
 from stigmergy.watch import Watch
 
-__all__ = ["Middleware", "apply_middleware"]
+__all__ = ["AsyncMiddlewareStore", "Middleware", "MiddlewareStore", "apply_middleware"]
 
 Middleware: TypeAlias = Callable[[Operation[Any]], Flow[Any]]
 """A generator function around one operation: it yields that operation, or another, or several, or raises.
@@ -45,18 +45,18 @@ def apply_middleware(store: Store | AsyncStore, *middleware: Middleware) -> Stor
     raise TypeError(f"middleware is applied to a store, not to a {type(store).__name__}")
 
 
-def _wrapped(store: Store, middleware: tuple[Middleware, ...]) -> _MiddlewareStore:
-    if isinstance(store, _MiddlewareStore):
-        return _MiddlewareStore(store.inner, middleware + store.chain)
-    return _MiddlewareStore(store, middleware)
+def _wrapped(store: Store, middleware: tuple[Middleware, ...]) -> MiddlewareStore:
+    if type(store) is MiddlewareStore:
+        return MiddlewareStore(store._inner, middleware + store._chain)
+    return MiddlewareStore(store, middleware)
 
 
-class _MiddlewareStore(Store):
-    """A store whose operations pass through a chain of middleware on the way to `inner`."""
+class MiddlewareStore(Store):
+    """A store whose operations pass through a chain of middleware on the way to another store."""
 
     def __init__(self, inner: Store, chain: tuple[Middleware, ...]) -> None:
-        self.inner = inner
-        self.chain = chain
+        self._inner = inner
+        self._chain = chain
         self.capabilities = inner.capabilities
         self.blocking = inner.blocking
         self._through = _chained(chain, _around, inner._perform)
@@ -80,25 +80,25 @@ class _MiddlewareStore(Store):
         return watch
 
     def close(self) -> None:
-        self.inner.close()
+        self._inner.close()
 
     def _to_async(self) -> AsyncStore:
-        return _AsyncMiddlewareStore(self)
+        return AsyncMiddlewareStore(self)
 
     def _perform(self, operation: Operation[Any]) -> Any:
         return self._through(operation)
 
 
-class _AsyncMiddlewareStore(AsyncStore):
-    """The async face of a `_MiddlewareStore`: the same chain, on the way to the async face of the same store."""
+class AsyncMiddlewareStore(AsyncStore):
+    """The async face of a `MiddlewareStore`: the same chain, on the way to the async face of the same store."""
 
-    def __init__(self, store: _MiddlewareStore) -> None:
-        inner = store.inner.aio
+    def __init__(self, store: MiddlewareStore) -> None:
+        inner = store._inner.aio
         self.capabilities = store.capabilities
         self._faces["sync"] = store
         self._inner = inner
-        self._through = _chained(store.chain, _around_awaiting, inner._perform)
-        self._through_at_once = _chained(store.chain, _around_at_once, partial(_apply_at_once, inner))
+        self._through = _chained(store._chain, _around_awaiting, inner._perform)
+        self._through_at_once = _chained(store._chain, _around_at_once, partial(_apply_at_once, inner))
 
     async def get_entry(self, key: str) -> Entry | None:
         entry: Entry | None = await self._through(GetEntry(key))
