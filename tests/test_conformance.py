@@ -33,6 +33,7 @@ from stigmergy import (
     StoreClosed,
     Watch,
     apply_middleware,
+    scoped,
     with_hooks,
 )
 from stigmergy.testing import StoreConformance, VirtualClock
@@ -104,6 +105,14 @@ class TestStoreBehindMiddleware(Told):
     @pytest.fixture
     def make_store(self, clock: VirtualClock) -> Make:
         return lambda: apply_middleware(MemoryStore(clock=clock), with_hooks(HOOKS), counting)
+
+
+class TestStoreBehindHandles(Told):
+    longest_key = 500
+
+    @pytest.fixture
+    def make_store(self, clock: VirtualClock) -> Make:
+        return lambda: apply_middleware(scoped(scoped(MemoryStore(clock=clock), "agent"), "w"), counting)
 
 
 class Suspending(AsyncStore):

@@ -19,6 +19,9 @@ PRINTED = {
         left: 488
         log: commit, get_entry, commit, commit: ValueError, commit: AccessDenied, get_entry
     """,
+    "pipeline.py": """\
+        30 tasks, each done once and approved, though 5 workers died at work
+    """,
     "resume_from_a_bookmark.py": """\
         scanned 1 keys {'fact:sky': 'blue'}
         followed 2 changes {'fact:sky': 'grey', 'fact:sea': 'blue'}

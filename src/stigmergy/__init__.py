@@ -16,6 +16,11 @@ General layout, each module importing only those above it:
     bridge      the other face of a store: .aio and .sync
     middleware  logic around every operation
     hooks       functions around reads and writes
+    scope       handles: a store through a scope, an identity or a guard
+    reducers    values that are merged instead of replaced
+    claims      one owner at a time, with fencing
+    tracing     spans and durations, by OpenTelemetry
+    recipes     programs on the pieces above: the blackboard
     registry    names and URLs to providers
     providers   memory
     testing     the conformance suite, and tools for tests: imported by nothing above or below
@@ -24,6 +29,7 @@ General layout, each module importing only those above it:
 """
 
 from stigmergy.aio import AsyncStore
+from stigmergy.claims import AsyncClaim, Claim, claim, owner_of
 from stigmergy.errors import (
     AccessDenied,
     ClaimLost,
@@ -48,16 +54,20 @@ from stigmergy.keys import Scope, scoped_key
 from stigmergy.middleware import Middleware, apply_middleware
 from stigmergy.model import Change, Check, Delete, Entry, Op, Set, Snapshot
 from stigmergy.providers.memory import MemoryStore
+from stigmergy.reducers import with_reducers
 from stigmergy.registry import list_providers, open_async_store, open_store, register
+from stigmergy.scope import acting_as, agent_store, guarded, scoped
 from stigmergy.store import Store
 from stigmergy.watch import Watch
 
 __all__ = [
     "AccessDenied",
+    "AsyncClaim",
     "AsyncStore",
     "Call",
     "Change",
     "Check",
+    "Claim",
     "ClaimLost",
     "Commit",
     "Compacted",
@@ -93,12 +103,19 @@ __all__ = [
     "Unsupported",
     "Watch",
     "WatchClosed",
+    "acting_as",
+    "agent_store",
     "apply_middleware",
+    "claim",
     "compose_hooks",
+    "guarded",
     "list_providers",
     "open_async_store",
     "open_store",
+    "owner_of",
     "register",
+    "scoped",
     "scoped_key",
     "with_hooks",
+    "with_reducers",
 ]

@@ -1,0 +1,597 @@
+"""Claims: who has one, what a holder may write, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from random import Random
+from typing import Any
+
+import pytest
+
+from stigmergy import (
+    AccessDenied,
+    Change,
+    Check,
+    ClaimLost,
+    Commit,
+    Delete,
+    Flow,
+    InvalidKey,
+    MemoryStore,
+    Op,
+    Operation,
+    OutcomeUnknown,
+    RevisionConflict,
+    Set,
+    Store,
+    StoreClosed,
+    Unavailable,
+    acting_as,
+    apply_middleware,
+    claim,
+    guarded,
+    owner_of,
+    scoped,
+)
+from stigmergy.testing import VirtualClock
+
+LONG = 3600.0
+
+
+@pytest.fixture
+def root(clock: VirtualClock) -> Iterator[MemoryStore]:
+    with MemoryStore(clock=clock) as store:
+        yield store
+
+
+def in_thread(function: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    return thread
+
+
+# -- taking and leaving ------------------------------------------------------------------------------------------------
+
+
+def test_a_claim_is_an_ordinary_entry_with_a_ttl_written_by_its_owner(root: MemoryStore) -> None:
+    with claim(root, "task", "w1", LONG) as held:
+        entry = root.get_entry("task")
+        assert entry is not None
+        assert (entry.writer, entry.revision) == ("w1", held.token)
+        assert entry.expires is not None
+        assert root.scan().keys() == {"task"}
+        assert owner_of(root, "task") == held.owner == "w1"
+        assert (held.key, held.lost) == ("task", False)
+        assert repr(held) == "<Claim of 'w1' on 'task', token 1>"
+    assert owner_of(root, "task") is None
+
+
+async def test_the_same_awaited() -> None:
+    async with MemoryStore().aio as store:
+        async with claim(store, "task", "w1", LONG) as held:
+            assert await owner_of(store, "task") == "w1"
+            assert await held.set("a", 1) == 2
+            assert await held.commit(Check("a", 2), Set("b", 1)) == (None, 3)
+            assert await held.delete("a") is True
+            assert repr(held) == "<AsyncClaim of 'w1' on 'task', token 1>"
+        assert await owner_of(store, "task") is None
+        assert (await store.get_entry("b")).writer == "w1"  # type: ignore[union-attr]
+
+
+def test_nothing_is_left_behind(root: MemoryStore) -> None:
+    before = threading.active_count()
+    with claim(root, "task", "w1", LONG):
+        assert threading.active_count() == before + 1
+    assert threading.active_count() == before
+    assert root._hub._everybody() == []
+
+
+def test_a_claim_is_taken_by_exactly_one(root: MemoryStore) -> None:
+    granted: list[str] = []
+    barrier = threading.Barrier(8)
+
+    def contend(name: str) -> None:
+        barrier.wait()
+        with suppress(TimeoutError):
+            claim(root, "task", name, LONG, timeout=0).__enter__()
+            granted.append(name)
+
+    threads = [threading.Thread(target=contend, args=(f"w{n}",)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert [owner_of(root, "task")] == granted
+
+
+def test_who_waits_is_woken_by_the_watch_and_does_nothing_until_then(root: MemoryStore) -> None:
+    asked: list[str] = []
+    parked = threading.Event()
+
+    def listening(operation: Operation[Any]) -> Flow[Any]:
+        asked.append(operation.name)
+        try:
+            return (yield operation)
+        except RevisionConflict:
+            parked.set()
+            raise
+
+    tokens: list[int] = []
+
+    def wait() -> None:
+        with claim(apply_middleware(root, listening), "task", "w2", LONG) as held:
+            tokens.append(held.token)
+
+    with claim(root, "task", "w1", LONG) as first:
+        waiting = in_thread(wait)
+        assert parked.wait(5)
+        root.set("other", 1)
+    waiting.join(5)
+
+    assert tokens > [first.token]
+    assert asked == ["open_watch", "commit", "commit", "commit"], "watch, refused, granted, released"
+
+
+def test_many_waiters_get_it_one_after_the_other_and_tokens_increase(root: MemoryStore) -> None:
+    tokens: list[int] = []
+    inside = threading.Lock()
+
+    def work(name: str) -> None:
+        for _ in range(25):
+            with claim(root, "task", name, LONG) as held:
+                assert inside.acquire(blocking=False), "two at once"
+                tokens.append(held.token)
+                inside.release()
+
+    threads = [in_thread(lambda name=f"w{n}": work(name)) for n in range(8)]  # type: ignore[misc]
+    for thread in threads:
+        thread.join(30)
+
+    assert len(tokens) == 200
+    assert tokens == sorted(set(tokens))
+
+
+def test_a_waiter_takes_over_from_a_claim_that_expires(root: MemoryStore, clock: VirtualClock) -> None:
+    with pytest.raises(ClaimLost), claim(root, "task", "dead", 10):
+        clock.advance(20)
+        with claim(root, "task", "w2", LONG, timeout=5) as held:
+            assert owner_of(root, "task") == "w2"
+            assert held.token == 3, "set, expired, set"
+
+
+# -- time runs out -----------------------------------------------------------------------------------------------------
+
+
+def test_a_waiter_gives_up_in_time_and_is_never_granted(root: MemoryStore) -> None:
+    with claim(root, "task", "w1", LONG):
+        with pytest.raises(TimeoutError), claim(root, "task", "w2", LONG, timeout=0.01):
+            raise AssertionError("granted")
+        assert [each.ended for each in root._hub._everybody()].count(False) == 1, "its watch goes on"
+    assert owner_of(root, "task") is None
+    assert root.scan().revision == 2
+
+
+async def test_a_cancelled_waiter_is_never_granted() -> None:
+    async with MemoryStore().aio as store:
+        async with claim(store, "task", "w1", LONG):
+            waiter = claim(store, "task", "w2", LONG)
+            waiting = asyncio.create_task(waiter.__aenter__())
+            with pytest.raises(TimeoutError):
+                async with claim(store, "task", "w3", LONG, timeout=0.01):
+                    raise AssertionError("granted")
+            waiting.cancel()
+            await asyncio.wait([waiting])
+            assert waiting.cancelled()
+        await asyncio.sleep(0)
+        assert await owner_of(store, "task") is None
+
+
+def test_a_waiter_of_a_store_that_is_closed_hears_of_it() -> None:
+    store = MemoryStore()
+    with pytest.raises(ClaimLost), claim(store, "task", "w1", LONG):
+        heard: list[Exception] = []
+
+        def wait() -> None:
+            try:
+                claim(store, "task", "w2", LONG).__enter__()
+            except Exception as error:
+                heard.append(error)
+
+        waiting = in_thread(wait)
+        while len(store._hub._everybody()) < 2:
+            pass
+        store.close()
+        waiting.join(5)
+        assert [type(each) for each in heard] == [StoreClosed]
+
+
+# -- renewal -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_claim_is_renewed_for_as_long_as_the_block_runs() -> None:
+    with MemoryStore() as store, store.watch("task") as watch, claim(store, "task", "w1", 0.2) as held:
+        changes = [watch.get(5) for _ in range(6)]
+        assert all(change.op is Op.SET and change.writer == "w1" for change in changes)
+        assert len({change.value["claim"] for change in changes}) == 1
+        assert held.token == changes[0].revision
+        assert held.set("a", 1)
+        assert not held.lost
+
+
+async def test_a_claim_is_renewed_by_a_task_as_well() -> None:
+    async with MemoryStore().aio as store, store.watch("task") as watch, claim(store, "task", "w1", 0.2) as held:
+        changes = [await watch.aget() for _ in range(6)]
+        assert all(change.op is Op.SET for change in changes)
+        await held.set("a", 1)
+        assert not held.lost
+
+
+def test_a_renewal_between_a_look_and_a_write_is_no_error(root: MemoryStore) -> None:
+    renewals = 3
+
+    def renewing(operation: Operation[Any]) -> Flow[Any]:
+        nonlocal renewals
+        if isinstance(operation, Commit) and isinstance(operation.writes[0], Check) and renewals:
+            renewals -= 1
+            entry = root.get_entry("task")
+            assert entry is not None
+            root.commit(Set("task", entry.value, entry.revision, LONG, "w1"))
+        return (yield operation)
+
+    with claim(apply_middleware(root, renewing), "task", "w1", LONG) as held:
+        assert held.set("a", 1) == 5
+        assert not held.lost
+    assert renewals == 0
+    assert owner_of(root, "task") is None
+
+
+def test_a_claim_that_is_dropped_without_leaving_is_not_renewed_for_ever() -> None:
+    with MemoryStore() as store, store.watch("task", capacity=None) as watch:
+        held = claim(store, "task", "w1", 0.15)
+        held.__enter__()
+        keeper = held._keeper
+        assert watch.get(5).op is Op.SET
+        del held
+        gc.collect()
+        while (change := watch.get(5)).op is Op.SET:
+            pass
+        assert change.expired
+        assert keeper is not None
+        keeper.join(5)
+        assert not keeper.is_alive()
+
+
+def test_a_renewal_that_cannot_reach_the_engine_is_tried_again_until_the_deadline() -> None:
+    failing = threading.Event()
+    tried = threading.Semaphore(0)
+
+    def unreachable(operation: Operation[Any]) -> Flow[Any]:
+        if failing.is_set() and isinstance(operation, Commit):
+            tried.release()
+            raise Unavailable("no route")
+        return (yield operation)
+
+    with MemoryStore() as root:
+        store = apply_middleware(root, unreachable)
+        with pytest.raises(ClaimLost), claim(store, "task", "w1", 0.5) as held:
+            failing.set()
+            assert tried.acquire(timeout=5)
+            assert tried.acquire(timeout=5)
+            failing.clear()
+            with root.watch("task") as watch:
+                assert watch.get(5).op is Op.SET, "renewed after all"
+            assert not held.lost
+            failing.set()
+            assert held._keeper is not None
+            held._keeper.join(5)
+            assert held.lost
+            with pytest.raises(ClaimLost):
+                held.set("a", 1)
+            failing.clear()
+
+
+def test_an_unknown_outcome_is_looked_up(root: MemoryStore) -> None:
+    unknown = True
+
+    def blind(operation: Operation[Any]) -> Flow[Any]:
+        nonlocal unknown
+        result = yield operation
+        if isinstance(operation, Commit) and unknown:
+            unknown = False
+            raise OutcomeUnknown("cut off")
+        return result
+
+    with claim(apply_middleware(root, blind), "task", "w1", LONG) as held:
+        assert held.token == 1
+        held.set("a", 1)
+
+
+# -- losing it ---------------------------------------------------------------------------------------------------------
+
+THEFTS: dict[str, Callable[[MemoryStore, VirtualClock], object]] = {
+    "expired": lambda store, clock: clock.advance(2 * LONG),
+    "deleted": lambda store, clock: store.delete("task"),
+    "set by somebody": lambda store, clock: store.set("task", 1),
+    "claimed anew by the same owner": lambda store, clock: (
+        store.delete("task"),
+        store.commit(Set("task", 1, writer="w1")),
+    ),
+}
+
+
+@pytest.mark.parametrize("theft", THEFTS.values(), ids=THEFTS)
+def test_a_lost_claim_writes_nothing_shows_at_once_and_raises_at_the_end(
+    root: MemoryStore, clock: VirtualClock, theft: Any
+) -> None:
+    with pytest.raises(ClaimLost) as lost, claim(root, "task", "w1", LONG) as held:
+        theft(root, clock)
+        before = root.scan().revision
+        for write in (
+            lambda: held.set("a", 1),
+            lambda: held.delete("a"),
+            lambda: held.commit(Set("a", 1), Set("b", 1)),
+        ):
+            with pytest.raises(ClaimLost):
+                write()
+        assert held.lost
+        assert root.scan().revision == before
+        assert held._keeper is not None
+        held._keeper.join(5)
+    assert (lost.value.key, lost.value.owner, lost.value.token) == ("task", "w1", 1)
+    assert root.get("a") is None
+
+
+@pytest.mark.parametrize("theft", THEFTS.values(), ids=THEFTS)
+def test_the_keeper_notices_without_a_write(root: MemoryStore, clock: VirtualClock, theft: Any) -> None:
+    with pytest.raises(ClaimLost), claim(root, "task", "w1", LONG) as held:
+        theft(root, clock)
+        root.scan()
+        assert held._keeper is not None
+        held._keeper.join(5)
+        assert held.lost
+
+
+@pytest.mark.parametrize("theft", THEFTS.values(), ids=THEFTS)
+async def test_losing_it_cancels_the_block(clock: VirtualClock, theft: Any) -> None:
+    with MemoryStore(clock=clock) as root:
+        reached = False
+        with pytest.raises(ClaimLost):
+            async with claim(root.aio, "task", "w1", LONG) as held:
+                theft(root, clock)
+                root.scan()
+                try:
+                    await asyncio.get_running_loop().create_future()  # for ever
+                finally:
+                    reached = held.lost
+        assert reached
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
+        await asyncio.sleep(0)
+
+
+async def test_a_cancellation_from_outside_stays_one() -> None:
+    async with MemoryStore().aio as store:
+        entered = asyncio.Event()
+
+        async def work() -> None:
+            async with claim(store, "task", "w1", LONG):
+                entered.set()
+                await asyncio.get_running_loop().create_future()
+
+        task = asyncio.create_task(work())
+        await entered.wait()
+        task.cancel()
+        await asyncio.wait([task])
+
+        assert task.cancelled()
+        assert await owner_of(store, "task") is None
+
+
+async def test_a_loop_that_was_blocked_past_the_deadline_finds_the_claim_lost() -> None:
+    with MemoryStore() as root:
+        with pytest.raises(ClaimLost):
+            async with claim(root.aio, "task", "w1", 0.05) as held:
+                while root.get("task") is not None:
+                    pass  # the loop is held up
+                await asyncio.get_running_loop().create_future()
+        assert held.lost
+
+
+@pytest.mark.parametrize("lose", [False, True])
+def test_what_the_block_raises_comes_out(root: MemoryStore, lose: bool) -> None:
+    with pytest.raises(ZeroDivisionError), claim(root, "task", "w1", LONG):
+        if lose:
+            root.delete("task")
+        raise ZeroDivisionError
+    assert owner_of(root, "task") is None
+
+
+async def test_what_an_async_block_raises_comes_out() -> None:
+    async with MemoryStore().aio as store:
+        with pytest.raises(ZeroDivisionError):
+            async with claim(store, "task", "w1", LONG):
+                raise ZeroDivisionError
+        assert await owner_of(store, "task") is None
+
+
+# -- with handles, and bad input ---------------------------------------------------------------------------------------
+
+
+def test_claims_go_by_the_rules_of_the_handle(root: MemoryStore) -> None:
+    handle = scoped(guarded(root, writer="w1", read=["a:"], write=["a:"]), "a")
+    with claim(handle, "task", "w1", LONG) as held:
+        held.set("x", 1)
+        assert root.scan().keys() == {"a:task", "a:x"}
+    with pytest.raises(AccessDenied), claim(handle, "task", "w2", LONG):
+        raise AssertionError("granted in the name of another")
+    with pytest.raises(AccessDenied), claim(acting_as(root, "w3"), "task", "w2", LONG):
+        raise AssertionError("granted in the name of another")
+    reader = guarded(root, writer="w1", read=["a:"])
+    with pytest.raises(AccessDenied), claim(reader, "a:task", "w1", LONG):
+        raise AssertionError("granted to somebody who may not write")
+
+
+def test_a_condition_of_the_callers_own_is_a_conflict_and_no_loss(root: MemoryStore) -> None:
+    with claim(root, "task", "w1", LONG) as held:
+        with pytest.raises(RevisionConflict) as conflict:
+            held.set("a", 1, if_revision=9)
+        assert conflict.value.key == "a"
+        assert not held.lost
+        with pytest.raises(RevisionConflict):
+            held.commit(Set("a", 1), Check("b", 3))
+        assert held.set("a", 1, ttl=10) == 2
+
+
+def test_bad_input_is_refused_before_anything_has_changed(root: MemoryStore) -> None:
+    for ttl in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="ttl"):
+            claim(root, "task", "w1", ttl)
+    for bad in ("keep", None, "1"):
+        with pytest.raises(TypeError):
+            claim(root, "task", "w1", bad)  # type: ignore[arg-type]
+    for name in ("", None, 3):
+        with pytest.raises((InvalidKey, TypeError)):
+            claim(root, "task", name, LONG)  # type: ignore[arg-type]
+        with pytest.raises(InvalidKey):
+            claim(root, name, "w1", LONG)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="NaN"):
+        claim(root, "task", "w1", LONG, timeout=float("nan"))
+    with pytest.raises(TypeError):
+        claim({}, "task", "w1", LONG)  # type: ignore[call-overload]
+    with pytest.raises(RuntimeError):
+        claim(root, "task", "w1", LONG).set("a", 1)
+    assert root.scan().revision == 0
+    with claim(root, "task", "w1", LONG) as held:
+        for write in (Set("task", 1), Delete("task"), Check("task", 1)):
+            with pytest.raises(ValueError, match="own key"):
+                held.commit(Set("a", 1), write)
+        with pytest.raises(ValueError, match="at least one"):
+            held.commit()
+        with pytest.raises(RuntimeError, match="once"):
+            held.__enter__()
+        assert root.scan().revision == 1
+    with pytest.raises(ClaimLost):
+        held.set("a", 1)
+
+
+# -- the workloads of Jepsen's report on etcd 3.4.3, adapted -----------------------------------------------------------
+
+
+def holders(log: list[Change]) -> list[str]:
+    """Writes of data that happened while somebody else, or nobody, had the claim; and tokens that did not increase."""
+    wrong: list[str] = []
+    holder: tuple[str, int] | None = None
+    last = 0
+    for change in log:
+        if change.key == "task":
+            if change.op is Op.DELETE:
+                holder = None
+            elif holder is None:
+                holder = change.value["claim"], change.revision
+                if change.revision <= last:
+                    wrong.append(f"token {change.revision} after {last}")
+                last = change.revision
+            elif holder[0] != change.value["claim"]:
+                wrong.append(f"{change} took a claim that was held")
+        elif holder is None or change.value[0] != holder[1]:
+            wrong.append(f"{change} by {change.value[0]}, while {holder} had the claim")
+    return wrong
+
+
+def contend(
+    root: Store, random: Random, rounds: int, ttl: float, written: list[int], pause: Callable[[], object]
+) -> None:
+    """Count up under a claim, `rounds` times, each time through whatever comes between."""
+    done = 0
+    while done < rounds:
+        with suppress(ClaimLost), claim(root, "task", f"w{random.randrange(3)}", ttl) as held:
+            number = root.get("n", [0, 0])[1]
+            if random.random() < 0.3:
+                pause()
+            held.set("n", [held.token, number + 1])
+            done += 1
+            written.append(number + 1)
+
+
+def test_unfenced_critical_sections_may_overlap(root: MemoryStore, clock: VirtualClock) -> None:
+    inside: list[str] = []
+    memory: set[int] = set()
+    with pytest.raises(ClaimLost), claim(root, "task", "paused", 10):
+        inside.append("paused")
+        seen = set(memory)
+        clock.advance(20)
+        with claim(root, "task", "next", 10):
+            inside.append("next")
+            memory |= {1}
+        memory = seen | {2}
+    assert inside == ["paused", "next"]
+    assert memory == {2}, "an element is lost, as the documentation says it may be"
+
+
+def test_fenced_writes_lose_nothing_though_holders_are_paused_past_their_ttl(seed: str) -> None:
+    clock = VirtualClock()
+    with MemoryStore(clock=clock) as root, root.watch(prefix="", capacity=None) as watch:
+        written: list[int] = []
+        jumps = Random(f"{seed}/jumps")
+
+        def pause() -> None:
+            if jumps.random() < 0.5:
+                clock.advance(jumps.choice([0.01, 0.04, 0.1]))
+                root.scan(limit=1)
+            else:
+                entry = root.get_entry("task")  # a renewal, or the end of the claim
+                if entry is not None:
+                    with suppress(TimeoutError):
+                        root.watch("task", since=entry.revision).get(0.05)
+
+        threads = [
+            in_thread(lambda n=n: contend(root, Random(f"{seed}/{n}"), 250, 0.03, written, pause))  # type: ignore[misc]
+            for n in range(8)
+        ]
+        for thread in threads:
+            thread.join(50)
+        log = list(iter(watch.get_nowait, None))
+
+    assert len(written) == 2000
+    assert sorted(written) == list(range(1, 2001)), "an increment was lost"
+    assert holders(log) == []
+    assert sum(change.expired for change in log) > 20, "nobody was paused past the ttl"
+    renewals = sum(change.op is Op.SET and change.old_revision > 0 for change in log if change.key == "task")
+    assert renewals > 20, "nobody renewed"
+
+
+def test_no_write_by_a_former_holder_after_somebody_else_has_the_claim(seed: str) -> None:
+    with MemoryStore() as root, root.watch(prefix="", capacity=None) as watch:
+        written: list[int] = []
+
+        def revoke() -> None:
+            root.delete("task")
+
+        threads = [
+            in_thread(lambda n=n: contend(root, Random(f"{seed}/{n}"), 625, LONG, written, revoke))  # type: ignore[misc]
+            for n in range(8)
+        ]
+        for thread in threads:
+            thread.join(55)
+        log = list(iter(watch.get_nowait, None))
+
+    assert sorted(written) == list(range(1, 5001))
+    assert holders(log) == []
+
+
+def test_the_check_of_the_log_sees_a_write_by_somebody_else() -> None:
+    with MemoryStore() as root, root.watch(prefix="") as watch:
+        root.set("task", {"claim": "a"})
+        root.set("n", [1, 1])
+        root.set("n", [7, 2])
+        root.delete("task")
+        root.set("n", [1, 3])
+        log = list(iter(watch.get_nowait, None))
+
+    assert len(holders(log)) == 2
