@@ -47,6 +47,7 @@ from stigmergy import (
     Watch,
     WatchClosed,
     apply_middleware,
+    claim,
     with_hooks,
 )
 from stigmergy.flow import arun
@@ -563,9 +564,50 @@ def waits_for_its_result(thread: int) -> bool:
     return names[:2] == ["wait", "result"]
 
 
+# -- claims ------------------------------------------------------------------------------------------------------------
+
+
+async def work_under_a_claim(scene: Scene) -> None:
+    async with claim(scene.store, "task", "w", 3600) as held:
+        await held.set("a", 2)
+        await held.commit(Set("b", 2), Check("c", 0))
+        await held.delete("a")
+
+
+AT_WORK = [BOTH, {"a": 2, "b": 1}, {"a": 2, "b": 2}, {"b": 2}]
+
+
+@pytest.mark.parametrize("face", FACES)
+async def test_a_claim_that_is_cancelled_at_any_step_leaves_nothing_behind(face: str) -> None:
+    seen = []
+    for at, late in ((at, late) for at in range(20 * LONGEST) for late in (False, True)):
+        scene = Scene(face)
+        came_so_far = await cancelled_at(at, work_under_a_claim(scene), late=late, others=nothing, happen=int)
+        await scene.settle()
+
+        state = scene.state()
+        left = state.pop("task", None)
+        assert state in AT_WORK
+        assert left is None or "threads" in face, "a call that is cancelled there goes on in its thread"
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        await scene.nobody_is_left()
+        await scene.end()
+        seen.append(AT_WORK.index(state))
+        if not came_so_far:
+            break
+    else:
+        pytest.fail("it takes too many steps")
+    assert set(seen) >= ({0, 3} if face == "memory" else {0, 1, 2, 3})
+
+
 # -- nothing is left out -----------------------------------------------------------------------------------------------
 
 ELSEWHERE = {
+    "AsyncClaim.__aenter__": test_a_claim_that_is_cancelled_at_any_step_leaves_nothing_behind,
+    "AsyncClaim.__aexit__": test_a_claim_that_is_cancelled_at_any_step_leaves_nothing_behind,
+    "AsyncClaim.commit": test_a_claim_that_is_cancelled_at_any_step_leaves_nothing_behind,
+    "AsyncClaim.delete": test_a_claim_that_is_cancelled_at_any_step_leaves_nothing_behind,
+    "AsyncClaim.set": test_a_claim_that_is_cancelled_at_any_step_leaves_nothing_behind,
     "AsyncStore.close": test_a_close_that_is_cancelled_has_closed_all_or_nothing,
     "AsyncStore.__aexit__": test_a_close_that_is_cancelled_has_closed_all_or_nothing,
     "Watch.__aexit__": test_leaving_the_block_of_a_watch_never_suspends_and_ends_its_readers,

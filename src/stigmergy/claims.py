@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from math import inf
-from threading import Thread, current_thread
+from threading import Thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, overload
 from weakref import ref
@@ -131,19 +131,19 @@ class Claim(_Held):
 
     def __enter__(self) -> Self:
         self._store.run(_acquire(self._lease, self._timeout))
-        # The thread knows this object only weakly, so that one that is dropped is not renewed for ever.
-        self._keeper = Thread(
-            target=_keep_in_thread,
-            args=(self._store, self._lease, ref(self)),
-            name=f"stigmergy-claim-{self._lease.token}",
-            daemon=True,
-        )
-        self._keeper.start()
+        try:
+            # The thread knows this object only weakly, so that one that is dropped is not renewed for ever.
+            name, args = f"stigmergy-claim-{self._lease.token}", (self._store, self._lease, ref(self))
+            self._keeper = Thread(target=_keep_in_thread, args=args, name=name, daemon=True)
+            self._keeper.start()
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
         self._lease.end()
-        if self._keeper is not None and self._keeper is not current_thread():
+        if self._keeper is not None and self._keeper.is_alive():
             self._keeper.join()
         with suppress(*() if kind is None else (StateError,)):
             self._store.run(_release(self._lease))
@@ -195,9 +195,11 @@ class AsyncClaim(_Held):
         self._keeper.cancel()
         if self._cancelled and self._block.uncancel() <= self._cancelling and isinstance(error, asyncio.CancelledError):
             raise self._lease.error() from error
-        await asyncio.wait([self._keeper])
-        with suppress(*() if kind is None else (StateError,)):
-            await self._store.run(_release(self._lease))
+        try:
+            await asyncio.wait([self._keeper])
+        finally:
+            with suppress(*() if kind is None else (StateError,)):
+                await self._store.run(_release(self._lease))
 
     def _cancel_block(self) -> None:
         assert self._block is not None
@@ -282,8 +284,9 @@ def _acquire(lease: _Lease, timeout: float | None) -> Flow[None]:
         while not (yield from _take(lease)):
             while (yield from _next(watch, until, lease.key)).op is not Op.DELETE:
                 pass
-    except BaseException:
+    except BaseException as error:
         watch.close()
+        yield from _withdraw(lease, error)
         raise
 
 
@@ -362,9 +365,22 @@ def _release(lease: _Lease) -> Flow[None]:
             yield from Commit((Delete(lease.key, lease.revision),))
         except RevisionConflict:
             lease.look_at((yield from GetEntry(lease.key)))
+        except BaseException as error:
+            yield from _withdraw(lease, error)
+            raise
         else:
             return
     raise lease.error()
+
+
+def _withdraw(lease: _Lease, error: BaseException) -> Flow[None]:
+    """Delete the entry after all, if a flow was cancelled or interrupted, perhaps in the midst of writing it."""
+    if isinstance(error, (Exception, GeneratorExit)):
+        return
+    with suppress(StateError):
+        entry = yield from GetEntry(lease.key)
+        if entry is not None and lease.is_at(entry):
+            yield from Commit((Delete(lease.key, entry.revision),))
 
 
 def _writer(key: str) -> Flow[str | None]:
@@ -374,9 +390,11 @@ def _writer(key: str) -> Flow[str | None]:
 
 def _keep_in_thread(store: Store, lease: _Lease, is_wanted: ref[Claim]) -> None:
     try:
-        store.run(_keep(lease, is_wanted))
-    except StateError:
-        lease.lost = True
+        with suppress(StateError):
+            store.run(_keep(lease, is_wanted))
+    finally:
+        if not lease.ended:  # nobody renews it any more
+            lease.lost = True
 
 
 async def _keep_in_task(store: AsyncStore, lease: _Lease, is_wanted: ref[AsyncClaim]) -> None:

@@ -12,7 +12,7 @@ from stigmergy.model import Check, Delete, Entry, Set, Snapshot
 from stigmergy.store import Store
 from stigmergy.watch import Watch
 
-__all__ = ["AsyncMiddlewareStore", "Middleware", "MiddlewareStore", "apply_middleware"]
+__all__ = ["Middleware", "apply_middleware"]
 
 Middleware: TypeAlias = Callable[[Operation[Any]], Flow[Any]]
 """A generator function around one operation: it yields that operation, or another, or several, or raises.
