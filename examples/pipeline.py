@@ -65,6 +65,7 @@ class Worker(NamedTuple):
         """As a process dies: from one moment to the next nothing it does reaches the store, not even a farewell."""
         await self.store.close()  # of its handle, not of the store behind it
         self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
 
 
 def hire(store: AsyncStore, number: int) -> Worker:
