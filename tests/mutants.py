@@ -233,6 +233,34 @@ MUTANTS = [
         "            yield from _calls(hooks.before_set",
         ("tests/test_hooks.py -k every_attempt",),
     ),
+    Mutant(
+        "a write through a claim checks nothing",
+        "claims.py",
+        "            return (yield from Commit((Check(lease.key, lease.revision), *signed)))[1:]",
+        "            return (yield from Commit(signed))",
+        ("tests/test_claims.py -k lost_claim_writes_nothing",),
+    ),
+    Mutant(
+        "a claim of the same owner is taken for this one",
+        "claims.py",
+        "        return entry is not None and entry.writer == self.owner and entry.value == self._value",
+        "        return entry is not None and entry.writer == self.owner",
+        ("tests/test_claims.py -k lost_claim_writes_nothing",),
+    ),
+    Mutant(
+        "a guard lets checks through",
+        "scope.py",
+        "                (self._read if checks else self._write).check(",
+        "                (self._write if not checks else _Grants([write.key])).check(",
+        ("tests/test_scope.py -k denied_before_any_effect",),
+    ),
+    Mutant(
+        "a merge is not conditional",
+        "reducers.py",
+        "    return write._replace(value=value, if_revision=entry.revision)",
+        "    return write._replace(value=value)",
+        ("tests/test_reducers.py -k none_is_lost",),
+    ),
 ]
 
 
