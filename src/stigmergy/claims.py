@@ -19,7 +19,7 @@ from weakref import ref
 
 from stigmergy.aio import AsyncStore
 from stigmergy.checks import check_timeout, check_writes
-from stigmergy.errors import ClaimLost, OutcomeUnknown, RevisionConflict, StateError, Unavailable, WatchClosed
+from stigmergy.errors import ClaimLost, OutcomeUnknown, RevisionConflict, WatchClosed
 from stigmergy.flow import Commit, Flow, GetEntry, Next, OpenWatch
 from stigmergy.model import Change, Check, Delete, Entry, Op, Set, Ttl, Write
 from stigmergy.store import Store
@@ -95,8 +95,8 @@ class _Held:
 
     @property
     def lost(self) -> bool:
-        """Whether the claim is known to be lost, or was not renewed in time. Writes through it then fail."""
-        return self._lease.lost or (self._lease.token > 0 and monotonic() >= self._lease.deadline)
+        """Whether the claim is known to be lost, or was not renewed in time: for good, and writes through it fail."""
+        return self._lease.is_lost()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.owner!r} on {self.key!r}, token {self.token}>"
@@ -143,9 +143,16 @@ class Claim(_Held):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
         self._lease.end()
-        if self._keeper is not None and self._keeper.is_alive():
-            self._keeper.join()
-        with suppress(*() if kind is None else (StateError,)):
+        try:
+            if self._keeper is not None and self._keeper.is_alive():
+                self._keeper.join()
+        except BaseException:
+            self._leave(kind=KeyboardInterrupt)
+            raise
+        self._leave(kind)
+
+    def _leave(self, kind: type[BaseException] | None) -> None:
+        with suppress(*() if kind is None else (Exception,)):
             self._store.run(_release(self._lease))
 
 
@@ -193,13 +200,19 @@ class AsyncClaim(_Held):
         assert self._block is not None
         assert self._keeper is not None
         self._keeper.cancel()
-        if self._cancelled and self._block.uncancel() <= self._cancelling and isinstance(error, asyncio.CancelledError):
-            raise self._lease.error() from error
+        by_us = self._cancelled and self._block.uncancel() <= self._cancelling and kind is asyncio.CancelledError
         try:
             await asyncio.wait([self._keeper])
-        finally:
-            with suppress(*() if kind is None else (StateError,)):
-                await self._store.run(_release(self._lease))
+        except BaseException:
+            await self._leave(asyncio.CancelledError)
+            raise
+        await self._leave(kind)
+        if by_us:
+            raise self._lease.error() from self._lease.cause or error
+
+    async def _leave(self, kind: type[BaseException] | None) -> None:
+        with suppress(*() if kind is None else (Exception,)):
+            await self._store.run(_release(self._lease))
 
     def _cancel_block(self) -> None:
         assert self._block is not None
@@ -233,7 +246,13 @@ class _Lease:
         """By `monotonic`, never later than the deadline that the store has."""
         self.renewal = inf
         """When it is to be renewed."""
+        self.attempted = False
+        """Whether a write is under way, or done, that may have taken the claim."""
         self.lost = False
+        self.gone = False
+        """Whether the entry was seen not to be the claim's own any more."""
+        self.cause: Exception | None = None
+        """What kept it from being renewed."""
         self.ended = False
         self.watch: Watch | None = None
 
@@ -243,10 +262,18 @@ class _Lease:
 
     def hold(self, revision: int, since: float) -> None:
         """Take note that the claim was taken, or renewed, by a write at `revision` that began at `since`."""
-        self.token = self.token or revision
+        if not self.is_lost():
+            self.token = self.token or revision
+            self.deadline = since + self.ttl
+            self.renewal = since + self.ttl / 3
+            self.cause = None
         self.revision = revision
-        self.deadline = since + self.ttl
-        self.renewal = since + self.ttl / 3
+
+    def is_lost(self) -> bool:
+        """Whether the claim is lost: once it is, or was not renewed in time, for good."""
+        if monotonic() >= self.deadline:
+            self.lost = True
+        return self.lost
 
     def is_at(self, entry: Entry | Change | None) -> bool:
         """Whether `entry` is the claim's own."""
@@ -255,14 +282,14 @@ class _Lease:
     def look_at(self, entry: Entry | None) -> None:
         """Take note of the present state of the key."""
         if entry is None or not self.is_at(entry):
-            self.lost = True
+            self.lost = self.gone = True
         else:
             self.revision = entry.revision
 
     def heed(self, change: Change) -> None:
         """Take note of a change that the watch delivered."""
         if change.revision > self.revision and not (change.op is Op.SET and self.is_at(change)):
-            self.lost = True
+            self.lost = self.gone = True
 
     def end(self) -> None:
         """Stop renewing."""
@@ -302,8 +329,10 @@ def _next(watch: Watch, until: float, key: str) -> Flow[Change]:
 def _take(lease: _Lease) -> Flow[bool]:
     since = monotonic()
     try:
+        lease.attempted = True
         (revision,) = yield from Commit((lease.claiming(),))
     except RevisionConflict:
+        lease.attempted = False
         return False
     except OutcomeUnknown:
         entry = yield from GetEntry(lease.key)
@@ -318,11 +347,12 @@ def _take(lease: _Lease) -> Flow[bool]:
 def _keep(lease: _Lease, is_wanted: Callable[[], object]) -> Flow[None]:
     """Renew the claim until it is lost, has ended, or is no longer wanted."""
     assert lease.watch is not None
-    while not (lease.lost or lease.ended) and is_wanted():
+    while not (lease.is_lost() or lease.ended) and is_wanted():
         try:
             lease.heed((yield from Next(lease.watch, max(lease.renewal - monotonic(), 0.0))))
         except TimeoutError:
-            yield from _renew(lease)
+            if is_wanted():
+                yield from _renew(lease)
         except WatchClosed:
             if not lease.ended:  # the store was closed
                 lease.lost = True
@@ -331,15 +361,16 @@ def _keep(lease: _Lease, is_wanted: Callable[[], object]) -> Flow[None]:
 def _renew(lease: _Lease) -> Flow[None]:
     since = monotonic()
     try:
-        (revision,) = yield from Commit((lease.claiming(),))
-        assert revision is not None
-        lease.hold(revision, since)
-    except RevisionConflict:
-        lease.look_at((yield from GetEntry(lease.key)))
-    except (OutcomeUnknown, Unavailable):
+        try:
+            (revision,) = yield from Commit((lease.claiming(),))
+        except RevisionConflict:
+            lease.look_at((yield from GetEntry(lease.key)))
+        else:
+            assert revision is not None
+            lease.hold(revision, since)
+    except Exception as error:  # whatever it is, it may pass before the deadline
+        lease.cause = error
         lease.renewal = since + lease.ttl / 10
-        if monotonic() >= lease.deadline:
-            lease.lost = True
 
 
 def _fenced(lease: _Lease, writes: Iterable[Write]) -> Flow[tuple[int | None, ...]]:
@@ -349,35 +380,40 @@ def _fenced(lease: _Lease, writes: Iterable[Write]) -> Flow[tuple[int | None, ..
     signed = [write if isinstance(write, Check) else write._replace(writer=lease.owner) for write in checked]
     if not lease.token:
         raise RuntimeError("the claim is not held: use `with`")
-    while not (lease.lost or lease.ended):
+    while not (lease.is_lost() or lease.ended):
         try:
             return (yield from Commit((Check(lease.key, lease.revision), *signed)))[1:]
         except RevisionConflict as conflict:
             if conflict.key != lease.key:
                 raise
             lease.look_at((yield from GetEntry(lease.key)))
-    raise lease.error()
+    raise lease.error() from lease.cause
 
 
 def _release(lease: _Lease) -> Flow[None]:
-    while not lease.lost:
+    """Delete the entry, unless it is somebody else's by now. Raises `ClaimLost` if the claim was lost in any way."""
+    lost = lease.is_lost()
+    while not lease.gone:
         try:
             yield from Commit((Delete(lease.key, lease.revision),))
         except RevisionConflict:
             lease.look_at((yield from GetEntry(lease.key)))
         except BaseException as error:
             yield from _withdraw(lease, error)
+            if lost and isinstance(error, Exception):
+                break
             raise
         else:
-            return
-    raise lease.error()
+            break
+    if lease.gone or lost:
+        raise lease.error() from lease.cause
 
 
 def _withdraw(lease: _Lease, error: BaseException) -> Flow[None]:
-    """Delete the entry after all, if a flow was cancelled or interrupted, perhaps in the midst of writing it."""
-    if isinstance(error, (Exception, GeneratorExit)):
+    """Delete the entry after all, if `error` came in the midst of a write that may have set it."""
+    if not lease.attempted or isinstance(error, GeneratorExit):
         return
-    with suppress(StateError):
+    with suppress(Exception):
         entry = yield from GetEntry(lease.key)
         if entry is not None and lease.is_at(entry):
             yield from Commit((Delete(lease.key, entry.revision),))
@@ -390,8 +426,7 @@ def _writer(key: str) -> Flow[str | None]:
 
 def _keep_in_thread(store: Store, lease: _Lease, is_wanted: ref[Claim]) -> None:
     try:
-        with suppress(StateError):
-            store.run(_keep(lease, is_wanted))
+        store.run(_keep(lease, is_wanted))
     finally:
         if not lease.ended:  # nobody renews it any more
             lease.lost = True
@@ -406,7 +441,8 @@ async def _keep_in_task(store: AsyncStore, lease: _Lease, is_wanted: ref[AsyncCl
             await asyncio.wait([keeping], timeout=left)
     finally:
         keeping.cancel()
-    claim = is_wanted()
-    if claim is not None and not lease.ended:
-        lease.lost = True
-        claim._cancel_block()
+        claim = is_wanted()
+        if claim is not None and not lease.ended:
+            lease.lost = True
+            claim._cancel_block()
+        await asyncio.wait([keeping])

@@ -90,7 +90,7 @@ def agent_store(
     such as `scoped_key(Scope.AGENT, "counter", owner=agent)`.
     """
     own = [_below(Scope.AGENT, agent)] + ([] if session is None else [_below(Scope.SESSION, session)])
-    shared = [scoped_key(Scope.GLOBAL, grant) for grant in _listed(global_write)]
+    shared = [scoped_key(Scope.GLOBAL, grant) for grant in listed(global_write)]
     read, write = [*own, f"{Scope.GLOBAL}:"], [*own, *shared]
     if isinstance(store, AsyncStore):
         return guarded(store, writer=agent, read=read, write=write)
@@ -179,22 +179,24 @@ class _Scope:
 
     def __call__(self, operation: Operation[Any]) -> Flow[Any]:
         try:
-            return (yield from self._there_and_back(operation))
+            return (yield from self._there_and_back(_plain(operation)))
         except (AccessDenied, ClaimLost, DamagedValue, InvalidValue, RevisionConflict) as error:
-            raise self._relative(error) from error.__cause__
+            relative, cause = self._relative(error), error.__cause__
+        try:
+            raise relative from cause
+        finally:
+            del relative, cause  # they hold this frame
 
     def _there_and_back(self, operation: Operation[Any]) -> Flow[Any]:
-        kind = type(operation)
-        if isinstance(operation, GetEntry) and kind is GetEntry:
+        if isinstance(operation, GetEntry):
             return (yield GetEntry(self._inside(operation.key)))
-        if isinstance(operation, Commit) and kind is Commit:
+        if isinstance(operation, Commit):
             return (yield Commit([write._replace(key=self._inside(write.key)) for write in operation.writes]))
-        if isinstance(operation, Scan) and kind is Scan:
+        if isinstance(operation, Scan):
             return self._pictured((yield self._scan(operation)))
-        if isinstance(operation, OpenWatch) and kind is OpenWatch:
-            watch: Watch = yield self._watch(operation)
-            return watch.map(self._changed)
-        raise _unknown(operation)
+        assert isinstance(operation, OpenWatch)
+        watch: Watch = yield self._watch(operation)
+        return watch.map(self._changed)
 
     def _scan(self, operation: Scan) -> Scan:
         after = None if operation.after is None else self._inside(operation.after)
@@ -228,9 +230,13 @@ class _Scope:
 
     def _relative(self, error: Any) -> Exception:
         """The same error, of the key as it is called here."""
-        arguments = [self._outside(each) if each is error.key else each for each in error.args]
-        relative: Exception = type(error)(*arguments)
-        return relative
+        kind: Any = type(error)
+        relative = kind.__new__(kind)  # a subclass may have an `__init__` of its own
+        vars(relative).update(vars(error))
+        relative.key = self._outside(error.key)
+        relative.args = tuple(relative.key if each is error.key else each for each in error.args)
+        made: Exception = relative
+        return made
 
 
 class _Identity:
@@ -240,9 +246,12 @@ class _Identity:
         self.writer = writer
 
     def __call__(self, operation: Operation[Any]) -> Flow[Any]:
-        if isinstance(operation, Commit):
-            operation = Commit(map(self._signed, operation.writes))
-        return (yield operation)
+        plain = _plain(operation)
+        self._look_at(plain)
+        return (yield Commit(map(self._signed, plain.writes)) if isinstance(plain, Commit) else plain)
+
+    def _look_at(self, operation: Operation[Any]) -> None:
+        """Raise `AccessDenied` for what may not be done."""
 
     def _signed(self, write: Write) -> Write:
         if isinstance(write, Check):
@@ -260,28 +269,24 @@ class _Guard(_Identity):
         self._read = read
         self._write = write
 
-    def __call__(self, operation: Operation[Any]) -> Flow[Any]:
-        kind = type(operation)
-        if isinstance(operation, GetEntry) and kind is GetEntry:
+    def _look_at(self, operation: Operation[Any]) -> None:
+        if isinstance(operation, GetEntry):
             self._read.check("read", [operation.key])
-        elif isinstance(operation, Commit) and kind is Commit:
+        elif isinstance(operation, Commit):
             for write in operation.writes:
                 checks = isinstance(write, Check)
                 (self._read if checks else self._write).check("read" if checks else "write", [write.key])
-        elif isinstance(operation, Scan) and kind is Scan:
+        elif isinstance(operation, Scan):
             self._read.check("scan", operation.keys, operation.prefix)
-        elif isinstance(operation, OpenWatch) and kind is OpenWatch:
+        elif isinstance(operation, OpenWatch):
             self._read.check("watch", operation.keys or None, operation.prefix or "")
-        else:
-            raise _unknown(operation)
-        return (yield from super().__call__(operation))
 
 
 class _Grants:
     """Some keys, and some prefixes that end in `:`."""
 
     def __init__(self, grants: Iterable[str]) -> None:
-        plain = [check_key(grant) for grant in _listed(grants)]
+        plain = [check_key(grant) for grant in listed(grants)]
         self._prefixes = tuple(grant for grant in plain if grant.endswith(":"))
         self._keys = frozenset(grant for grant in plain if not grant.endswith(":"))
 
@@ -296,7 +301,8 @@ class _Grants:
                 raise AccessDenied(action, key)
 
 
-def _listed(grants: Iterable[str]) -> Iterable[str]:
+def listed(grants: Iterable[str]) -> Iterable[str]:
+    """Return `grants`, unless they are a single `str`, which is an iterable as well, of its letters: `TypeError`."""
     if isinstance(grants, str):
         raise TypeError("grants are an iterable of keys: write [grant] for a single one")
     return grants
@@ -306,5 +312,16 @@ def _below(scope: Scope, owner: str) -> str:
     return scoped_key(scope, "k", owner=owner)[:-1]
 
 
-def _unknown(operation: Operation[Any]) -> AccessDenied:
-    return AccessDenied(type(operation).__name__, "")
+def _plain(operation: Operation[Any]) -> Operation[Any]:
+    """`operation` made anew, so that it is what it says; `AccessDenied` for one of an unknown kind."""
+    kind = type(operation)
+    if isinstance(operation, GetEntry) and kind is GetEntry:
+        return GetEntry(operation.key)
+    if isinstance(operation, Commit) and kind is Commit:
+        return Commit(operation.writes)
+    if isinstance(operation, Scan) and kind is Scan:
+        return Scan(operation.prefix, keys=operation.keys, after=operation.after, limit=operation.limit)
+    if isinstance(operation, OpenWatch) and kind is OpenWatch:
+        buffer = operation.since, operation.capacity, operation.overflow
+        return OpenWatch(operation.keys, operation.prefix, *buffer, operation.latest)
+    raise AccessDenied(kind.__name__, "")

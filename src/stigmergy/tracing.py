@@ -27,7 +27,8 @@ try:
 except ImportError as error:
     raise ImportError("tracing needs OpenTelemetry: pip install 'stigmergy[otel]'") from error
 
-from stigmergy.flow import Commit, Flow, GetEntry, Operation, Scan
+from stigmergy.checks import check_writes
+from stigmergy.flow import Commit, Flow, GetEntry, OpenWatch, Operation, Scan
 from stigmergy.middleware import Middleware
 from stigmergy.model import Change, Check, Write
 from stigmergy.watch import Watch
@@ -86,7 +87,8 @@ def with_tracing(
 
 
 def _attributes(operation: Operation[Any]) -> dict[str, Any]:
-    attributes: dict[str, Any] = {"db.system.name": _NAME, "db.operation.name": operation.name}
+    name = getattr(operation, "name", type(operation).__name__)
+    attributes: dict[str, Any] = {"db.system.name": _NAME, "db.operation.name": name}
     if isinstance(operation, Commit) and len(operation.writes) > 1:
         attributes["db.operation.batch.size"] = len(operation.writes)
     return attributes
@@ -97,10 +99,9 @@ def _keys(operation: Operation[Any]) -> tuple[str, ...]:
         return (operation.key,)
     if isinstance(operation, Commit):
         return tuple(write.key for write in operation.writes)
-    if isinstance(operation, Scan) and operation.keys is None:
-        return (f"{operation.prefix}*",)
-    among: tuple[str, ...] = getattr(operation, "keys", None) or (f"{getattr(operation, 'prefix', '')}*",)
-    return among
+    if isinstance(operation, (Scan, OpenWatch)):
+        return operation.keys or (f"{operation.prefix or ''}*",)
+    return ()
 
 
 def _carrying(operation: Commit, span: Span) -> Commit:
@@ -111,7 +112,14 @@ def _carrying(operation: Commit, span: Span) -> Commit:
 
 
 def _stamped(write: Write, carrier: Mapping[str, str]) -> Write:
-    return write if isinstance(write, Check) else write._replace(meta={**carrier, **(write.meta or {})})
+    if isinstance(write, Check):
+        return write
+    stamped = write._replace(meta={**carrier, **(write.meta or {})})
+    try:
+        check_writes([stamped])
+    except ValueError:  # no room is left in `meta`: tracing makes no write fail
+        return write
+    return stamped
 
 
 def _received(change: Change, tracer: Tracer, keys: bool) -> Change:

@@ -16,7 +16,7 @@ from stigmergy.keys import check_key
 from stigmergy.middleware import Middleware, apply_middleware
 from stigmergy.model import Check, Snapshot, Write
 from stigmergy.reducers import Reducer, with_reducers
-from stigmergy.scope import acting_as, scoped
+from stigmergy.scope import acting_as, listed, scoped
 from stigmergy.store import Store
 from stigmergy.watch import Watch
 
@@ -58,7 +58,7 @@ class Blackboard(Generic[S]):
         self.all: S = scoped(store, scope)
         """The blackboard itself, to read and to watch."""
         self._merging = with_reducers(reducers or {}, default)
-        self._owned = frozenset(map(check_key, owned))
+        self._owned = frozenset(map(check_key, listed(owned)))
 
     def agent(self, name: str) -> S:
         """Return the blackboard as agent `name` has it: what it writes bears that name."""
@@ -75,7 +75,7 @@ def with_ownership(agent: str, owned: Iterable[str]) -> Middleware:
 
     Whose a key is, is told by the `writer` of its entry, and decided in the same commit as the write: `AccessDenied`.
     """
-    mine = frozenset(owned)
+    mine = frozenset(map(check_key, listed(owned)))
 
     def owning(operation: Operation[Any]) -> Flow[Any]:
         if not isinstance(operation, Commit):
@@ -89,7 +89,7 @@ def with_ownership(agent: str, owned: Iterable[str]) -> Middleware:
                 if entry.writer != agent:
                     raise AccessDenied("write what another owns:", key)
             try:
-                return (yield Commit(_on_condition(write, among, there) for write in operation.writes))
+                return (yield Commit([_on_condition(write, among, there) for write in operation.writes]))
             except RevisionConflict as conflict:
                 expected = [write.if_revision for write in operation.writes if write.key == conflict.key]
                 if conflict.key not in among or conflict.expected in expected:
@@ -100,6 +100,9 @@ def with_ownership(agent: str, owned: Iterable[str]) -> Middleware:
 
 
 def _on_condition(write: Write, among: Iterable[str], there: Snapshot) -> Write:
-    if isinstance(write, Check) or write.key not in among or write.if_revision is not None:
+    if isinstance(write, Check) or write.key not in among:
         return write
-    return write._replace(if_revision=there[write.key].revision if write.key in there else 0)
+    seen = there[write.key].revision if write.key in there else 0
+    if write.if_revision not in (None, seen):
+        raise RevisionConflict(write.key, write.if_revision or 0, seen)
+    return write._replace(if_revision=seen)
