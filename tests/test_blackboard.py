@@ -8,8 +8,20 @@ from typing import Any
 
 import pytest
 
-from stigmergy import AccessDenied, Check, Delete, MemoryStore, RevisionConflict, Set
-from stigmergy.recipes.blackboard import Blackboard
+from stigmergy import (
+    AccessDenied,
+    Check,
+    Delete,
+    Flow,
+    InvalidKey,
+    MemoryStore,
+    Operation,
+    RevisionConflict,
+    Scan,
+    Set,
+    apply_middleware,
+)
+from stigmergy.recipes.blackboard import Blackboard, with_ownership
 from stigmergy.testing import Colour
 
 
@@ -68,6 +80,29 @@ async def test_conditions_of_the_callers_own_are_conflicts(store: Any, colour: C
             await one.commit(*writes)
         assert conflict.value.expected == 7
     assert await one.get("plan") == 1
+
+
+async def test_ownership_is_decided_in_the_commit_for_conditional_writes_too(store: Any, colour: Colour) -> None:
+    raw = colour.raw(store)
+
+    def overtaking(operation: Operation[Any]) -> Flow[Any]:
+        result = yield operation
+        if isinstance(operation, Scan) and raw.get("blackboard:plan") is None:
+            raw.commit(Set("blackboard:plan", "mine", writer="planner"))
+        return result
+
+    critic = Blackboard(apply_middleware(raw, overtaking), owned=["plan"]).agent("critic")
+    with pytest.raises(RevisionConflict):
+        critic.set("plan", "stolen", if_revision=1)
+    assert raw.get("blackboard:plan") == "mine"
+
+
+@pytest.mark.parametrize("owned", ["plan", [""], [1]])
+def test_bad_lists_of_owned_keys_are_refused(owned: Any) -> None:
+    with MemoryStore() as store, pytest.raises((TypeError, InvalidKey)):
+        Blackboard(store, owned=owned)
+    with pytest.raises((TypeError, InvalidKey)):
+        with_ownership("a", owned)
 
 
 def test_of_many_that_want_a_key_one_owns_it() -> None:

@@ -420,6 +420,105 @@ async def test_what_an_async_block_raises_comes_out() -> None:
         assert await owner_of(store, "task") is None
 
 
+def test_a_claim_that_was_not_renewed_in_time_stays_lost_whatever_the_store_says() -> None:
+    hold_up = threading.Event()
+    hold_up.set()
+
+    def slow(operation: Operation[Any]) -> Flow[Any]:
+        if isinstance(operation, Commit) and isinstance(operation.writes[0], Set):
+            hold_up.wait(5)
+        return (yield operation)
+
+    with MemoryStore(clock=VirtualClock()) as root:  # whose time stands still: the entry never expires
+        with pytest.raises(ClaimLost), claim(apply_middleware(root, slow), "task", "w1", 0.2) as held:
+            hold_up.clear()
+            while not held.lost:
+                pass
+            hold_up.set()
+            assert held._keeper is not None
+            held._keeper.join(5)
+            assert held.lost
+            with pytest.raises(ClaimLost):
+                held.set("a", 1)
+        assert root.scan().keys() == set(), "it was given up, and so it was deleted"
+
+
+@pytest.mark.parametrize("error", [TypeError("a bug"), TimeoutError("slow"), AccessDenied("write", "task")])
+def test_an_error_in_a_renewal_is_no_loss_before_the_deadline(error: Exception) -> None:
+    failures = [error]
+
+    def failing(operation: Operation[Any]) -> Flow[Any]:
+        if isinstance(operation, Commit) and operation.writes[0].if_revision and failures:
+            raise failures.pop()
+        return (yield operation)
+
+    with MemoryStore() as root, root.watch("task") as watch:
+        with claim(apply_middleware(root, failing), "task", "w1", 0.5) as held:
+            assert watch.get(5).revision == held.token
+            assert watch.get(5).op is Op.SET, "renewed at the second attempt"
+            assert failures == []
+        assert owner_of(root, "task") is None
+
+
+def test_the_loss_tells_what_kept_it_from_being_renewed() -> None:
+    def failing(operation: Operation[Any]) -> Flow[Any]:
+        if isinstance(operation, Commit) and isinstance(operation.writes[0], Set) and operation.writes[0].if_revision:
+            raise Unavailable("no route")
+        return (yield operation)
+
+    with MemoryStore() as root:
+        with pytest.raises(ClaimLost) as lost, claim(apply_middleware(root, failing), "task", "w1", 0.1) as held:
+            assert held._keeper is not None
+            held._keeper.join(5)
+        assert isinstance(lost.value.__cause__, Unavailable)
+        assert owner_of(root, "task") is None
+
+
+def test_an_error_after_the_write_that_takes_the_claim_leaves_none(root: MemoryStore) -> None:
+    def observing(operation: Operation[Any]) -> Flow[Any]:
+        result = yield operation
+        if isinstance(operation, Commit) and isinstance(operation.writes[0], Set):
+            raise TypeError("a bug in an observer")
+        return result
+
+    with pytest.raises(TypeError, match="observer"), claim(apply_middleware(root, observing), "task", "w1", LONG):
+        raise AssertionError("granted")
+    assert owner_of(root, "task") is None
+
+
+async def test_an_error_while_leaving_does_not_hide_a_cancellation(root: MemoryStore) -> None:
+    def down(operation: Operation[Any]) -> Flow[Any]:
+        if isinstance(operation, Commit) and isinstance(operation.writes[0], Delete):
+            raise OSError("down")
+        return (yield operation)
+
+    async def work() -> None:
+        async with claim(apply_middleware(root, down).aio, "task", "w1", LONG):
+            await asyncio.get_running_loop().create_future()
+
+    task = asyncio.create_task(work())
+    await root.aio.wait_for("task", bool, timeout=5)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+
+
+async def test_a_keeper_that_somebody_else_cancels_tells_the_block(root: MemoryStore) -> None:
+    async def work() -> None:
+        async with claim(root.aio, "task", "w1", LONG):
+            await asyncio.get_running_loop().create_future()
+
+    task = asyncio.create_task(work())
+    await root.aio.wait_for("task", bool, timeout=5)
+    await asyncio.sleep(0)
+    for other in asyncio.all_tasks() - {task, asyncio.current_task()}:
+        other.cancel()
+    async with asyncio.timeout(5):
+        with pytest.raises(ClaimLost):
+            await task
+    assert owner_of(root, "task") is None
+
+
 # -- with handles, and bad input ---------------------------------------------------------------------------------------
 
 

@@ -311,6 +311,62 @@ async def test_the_async_face_denies_the_same(operation: Operation[Any]) -> None
             await apply_middleware(guard, asking).run(asking(operation))
 
 
+class Lying(str):
+    def startswith(self, *_: Any) -> bool:
+        return True
+
+    def __radd__(self, other: str) -> str:
+        return str(self)
+
+
+def changed(operation: Operation[Any], **fields: Any) -> Operation[Any]:
+    """An operation that is no longer what it was when it was made."""
+    for name, value in fields.items():
+        object.__setattr__(operation, name, value)
+    return operation
+
+
+CHANGED: dict[str, Callable[[], Operation[Any]]] = {
+    "a key": lambda: changed(GetEntry("mine:a"), key=Lying("other:a")),
+    "a write": lambda: changed(Commit([Set("mine:a", 1)]), writes=(Set(Lying("other:a"), 2),)),
+    "keys of a watch": lambda: changed(OpenWatch(["mine:a"]), keys=(Lying("other:a"),)),
+    "a prefix": lambda: changed(Scan("mine:"), prefix=Lying("")),
+}
+
+
+@pytest.mark.parametrize("what", CHANGED)
+def test_an_operation_that_was_changed_after_it_was_made_is_denied(root: MemoryStore, guard: Store, what: str) -> None:
+    with pytest.raises(AccessDenied):
+        guard.run(asking(CHANGED[what]()))
+    assert root.get("other:a") == 1
+
+
+def test_a_key_cannot_leave_its_scope_by_lying(root: MemoryStore, guard: Store) -> None:
+    operation = changed(GetEntry("x"), key=Lying("other:a"))
+    assert scoped(root, "s").run(asking(operation)) is None
+
+
+@pytest.mark.parametrize("operation", [Unknown(), Disguised("mine:a")])
+def test_an_identity_lets_nothing_through_that_it_could_not_sign(root: MemoryStore, operation: Operation[Any]) -> None:
+    with pytest.raises(AccessDenied):
+        acting_as(root, "w").run(asking(operation))
+
+
+def test_an_error_of_a_class_of_ones_own_crosses_a_scope(root: MemoryStore) -> None:
+    class Own(RevisionConflict):
+        def __init__(self, key: str) -> None:
+            super().__init__(key, 1, 2)
+
+    def raising(operation: Operation[Any]) -> Flow[Any]:
+        yield from ()
+        raise Own("s:k")
+
+    with pytest.raises(Own) as error:
+        scoped(apply_middleware(root, raising), "s").get("k")
+    assert (error.value.key, error.value.actual) == ("k", 2)
+    assert error.value.__context__ is None
+
+
 def test_what_is_granted_goes_through(guard: Store) -> None:
     watch = guard.watch(prefix="mine:")
     assert guard.get("one") == 1

@@ -7,14 +7,23 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
+from opentelemetry import context
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    StatusCode,
+    TraceFlags,
+    TraceState,
+    set_span_in_context,
+)
 
-from stigmergy import Check, MemoryStore, RevisionConflict, Set, apply_middleware
+from stigmergy import Check, Flow, MemoryStore, Operation, RevisionConflict, Set, apply_middleware
 from stigmergy.testing import Colour
 from stigmergy.tracing import with_tracing
 
@@ -139,6 +148,37 @@ async def test_spans_are_children_of_the_current_one_in_each_task() -> None:
             assert span.parent is not None
             assert span.parent.span_id in {by_name[name].context.span_id for name in ("one", "two")}  # type: ignore[union-attr]
     tracers.shutdown()
+
+
+async def test_tracing_makes_no_write_fail(store: Any, colour: Colour, sdk: Sdk) -> None:
+    handle = traced(store, colour, sdk)
+    inbound = TraceState([(f"v{number}", "x" * 200) for number in range(6)])
+    parent = SpanContext(1, 2, is_remote=True, trace_flags=TraceFlags(1), trace_state=inbound)
+    token = context.attach(set_span_in_context(NonRecordingSpan(parent)))
+    try:
+        await handle.set("a", 1)
+        await handle.commit(Set("a", 2, meta={"note": "x" * 1000}))
+    finally:
+        context.detach(token)
+    entry = await store.get_entry("a")
+    assert entry.meta == {"note": "x" * 1000}
+
+
+class Ping(Operation[int]):
+    __slots__ = ()
+
+    def apply(self, store: Any) -> Any:
+        return 1
+
+
+def test_an_operation_of_an_unknown_kind_goes_through(sdk: Sdk) -> None:
+    def ping() -> Flow[int]:
+        return (yield Ping())
+
+    with MemoryStore() as store:
+        assert apply_middleware(store, with_tracing(keys=True, **sdk.options)).run(ping()) == 1
+    (span,) = sdk.finished()
+    assert span.name == "Ping"
 
 
 def test_without_an_sdk_nothing_is_recorded_or_stamped() -> None:
