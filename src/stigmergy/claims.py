@@ -19,7 +19,7 @@ from weakref import ref
 
 from stigmergy.aio import AsyncStore
 from stigmergy.checks import check_timeout, check_writes
-from stigmergy.errors import ClaimLost, OutcomeUnknown, RevisionConflict, WatchClosed
+from stigmergy.errors import ClaimLost, OutcomeUnknown, RevisionConflict, StoreClosed, WatchClosed
 from stigmergy.flow import Commit, Flow, GetEntry, Next, OpenWatch
 from stigmergy.model import Change, Check, Delete, Entry, Op, Set, Ttl, Write
 from stigmergy.store import Store
@@ -398,6 +398,9 @@ def _release(lease: _Lease) -> Flow[None]:
             yield from Commit((Delete(lease.key, lease.revision),))
         except RevisionConflict:
             lease.look_at((yield from GetEntry(lease.key)))
+        except StoreClosed as error:
+            lost, lease.cause = True, error
+            break
         except BaseException as error:
             yield from _withdraw(lease, error)
             if lost and isinstance(error, Exception):
