@@ -13,6 +13,18 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 # What each prints; word_count.py takes a folder, and has tests of its own.
 PRINTED = {
+    "blackboard.py": """\
+        ['plan by planner', 'refused by critic', 'refused by poet']
+        ['critic: too long', 'poet: too dry']
+        a book about ants
+    """,
+    "handles_and_claims.py": """\
+        the worker reads the plan: ['look', 'write']
+        this handle may not write 'global:plan'
+        this handle may not read 'agent/planner:mood'
+        an anthill, by worker
+        worker lost global:task:write and wrote None
+    """,
     "hooks_and_middleware.py": """\
         refused: budget/tokens takes numbers
         refused: this handle may not write 'config/model'
