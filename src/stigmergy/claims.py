@@ -141,7 +141,7 @@ class Claim(_Held):
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         self._lease.end()
         try:
             if self._keeper is not None and self._keeper.is_alive():
@@ -193,7 +193,7 @@ class AsyncClaim(_Held):
         self._keeper = asyncio.create_task(_keep_in_task(self._store, self._lease, ref(self)))
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         import asyncio
 
         self._lease.end()
