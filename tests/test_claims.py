@@ -214,7 +214,7 @@ def test_a_waiter_of_a_store_that_is_closed_hears_of_it() -> None:
 
 
 def test_a_claim_is_renewed_for_as_long_as_the_block_runs() -> None:
-    with MemoryStore() as store, store.watch("task") as watch, claim(store, "task", "w1", 0.2) as held:
+    with MemoryStore() as store, store.watch("task") as watch, claim(store, "task", "w1", 0.9) as held:
         changes = [watch.get(5) for _ in range(6)]
         assert all(change.op is Op.SET and change.writer == "w1" for change in changes)
         assert len({change.value["claim"] for change in changes}) == 1
@@ -224,7 +224,7 @@ def test_a_claim_is_renewed_for_as_long_as_the_block_runs() -> None:
 
 
 async def test_a_claim_is_renewed_by_a_task_as_well() -> None:
-    async with MemoryStore().aio as store, store.watch("task") as watch, claim(store, "task", "w1", 0.2) as held:
+    async with MemoryStore().aio as store, store.watch("task") as watch, claim(store, "task", "w1", 0.9) as held:
         changes = [await watch.aget() for _ in range(6)]
         assert all(change.op is Op.SET for change in changes)
         await held.set("a", 1)
@@ -278,7 +278,7 @@ def test_a_renewal_that_cannot_reach_the_engine_is_tried_again_until_the_deadlin
 
     with MemoryStore() as root:
         store = apply_middleware(root, unreachable)
-        with pytest.raises(ClaimLost), claim(store, "task", "w1", 0.5) as held:
+        with pytest.raises(ClaimLost), claim(store, "task", "w1", 1.5) as held:
             failing.set()
             assert tried.acquire(timeout=5)
             assert tried.acquire(timeout=5)
@@ -453,7 +453,7 @@ def test_an_error_in_a_renewal_is_no_loss_before_the_deadline(error: Exception) 
         return (yield operation)
 
     with MemoryStore() as root, root.watch("task") as watch:
-        with claim(apply_middleware(root, failing), "task", "w1", 0.5) as held:
+        with claim(apply_middleware(root, failing), "task", "w1", 1.5) as held:
             assert watch.get(5).revision == held.token
             assert watch.get(5).op is Op.SET, "renewed at the second attempt"
             assert failures == []
