@@ -113,14 +113,11 @@ class Claim(_Held):
 
     def set(self, key: str, value: Any, *, if_revision: int | None = None, ttl: Ttl = None) -> int:
         """`Store.set`, if the claim holds; else `ClaimLost`."""
-        (revision,) = self.commit(Set(key, value, if_revision, ttl))
-        assert revision is not None
-        return revision
+        return self._store.run(_set(self._lease, Set(key, value, if_revision, ttl)))
 
     def delete(self, key: str, *, if_revision: int | None = None) -> bool:
         """`Store.delete`, if the claim holds; else `ClaimLost`."""
-        (revision,) = self.commit(Delete(key, if_revision))
-        return revision is not None
+        return self._store.run(_delete(self._lease, Delete(key, if_revision)))
 
     def commit(self, *writes: Set | Delete | Check) -> tuple[int | None, ...]:
         """`Store.commit`, if the claim holds; else `ClaimLost`. Decided by the store, in the same commit.
@@ -170,14 +167,11 @@ class AsyncClaim(_Held):
 
     async def set(self, key: str, value: Any, *, if_revision: int | None = None, ttl: Ttl = None) -> int:
         """Same as `Claim.set`."""
-        (revision,) = await self.commit(Set(key, value, if_revision, ttl))
-        assert revision is not None
-        return revision
+        return await self._store.run(_set(self._lease, Set(key, value, if_revision, ttl)))
 
     async def delete(self, key: str, *, if_revision: int | None = None) -> bool:
         """Same as `Claim.delete`."""
-        (revision,) = await self.commit(Delete(key, if_revision))
-        return revision is not None
+        return await self._store.run(_delete(self._lease, Delete(key, if_revision)))
 
     async def commit(self, *writes: Set | Delete | Check) -> tuple[int | None, ...]:
         """Same as `Claim.commit`."""
@@ -388,6 +382,17 @@ def _fenced(lease: _Lease, writes: Iterable[Write]) -> Flow[tuple[int | None, ..
                 raise
             lease.look_at((yield from GetEntry(lease.key)))
     raise lease.error() from lease.cause
+
+
+def _set(lease: _Lease, write: Set) -> Flow[int]:
+    (revision,) = yield from _fenced(lease, (write,))
+    assert revision is not None
+    return revision
+
+
+def _delete(lease: _Lease, write: Delete) -> Flow[bool]:
+    (revision,) = yield from _fenced(lease, (write,))
+    return revision is not None
 
 
 def _release(lease: _Lease) -> Flow[None]:

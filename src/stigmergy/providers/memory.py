@@ -214,6 +214,7 @@ class MemoryStore(Store):
                     if self._revision == seen and self._pending is None:  # uninterrupted
                         self._pending = pending
                         self._revision = revision
+                        # What `done` has is kept alive until the lock is released.
                         if op is _DELETE or before is None or deadline < inf:
                             done = self._settle()
                             break
