@@ -41,19 +41,18 @@ def test_what_was_set_is_as_before_afterwards(request: pytest.FixtureRequest) ->
 )
 @pytest.mark.parametrize("between", ["line", "opcode"])
 def test_threads_take_turns_within_a_function(between: Between, seed: str) -> None:
-    turns, last, deadline = 0, "", time.monotonic() + 30
+    turns, deadline = [""], time.monotonic() + 30
 
     def work(name: str) -> None:
-        nonlocal turns, last
-        while turns < 10 and time.monotonic() < deadline:
-            turns += last != name
-            last = name
+        while len(turns) < 10 and time.monotonic() < deadline:
+            if turns[-1] != name:
+                turns.append(name)
 
     with preemption(seed, between=between, inside=Path(__file__).parent):
         sys.setswitchinterval(5)  # without the tracer, six turns in half a minute
         all_at_once([partial(work, "a"), partial(work, "b")])
 
-    assert turns >= 10
+    assert len(turns) >= 10
 
 
 def value(entry: Entry | None) -> int:
