@@ -16,6 +16,8 @@ from _pytest.fixtures import resolve_fixture_function
 from stigmergy import MemoryStore
 from stigmergy.testing import Colour, VirtualClock
 
+pytest_plugins = ["servers"]
+
 
 @pytest.fixture(params=["sync", "async"])
 def colour(request: pytest.FixtureRequest) -> Colour:
@@ -66,6 +68,7 @@ ALONE = frozenset(
         "test_reentrancy",
         "test_scale",
         "test_seeded_loop",
+        "test_servers",
         "test_strikes",
     }
 )

@@ -170,7 +170,7 @@ async def test_watches_that_were_opened_are_not_remembered_for_ever() -> None:
         for _ in range(100):
             async with store.watch("a"):
                 pass
-        assert len(store._unopened) < 3  # type: ignore[attr-defined]
+        assert len(store._unopened._watches) < 3  # type: ignore[attr-defined]
 
 
 async def test_a_watch_closed_before_it_was_opened_has_ended() -> None:

@@ -17,6 +17,7 @@ from weakref import WeakSet
 import pytest
 
 from broken_stores import CAUGHT_BY, Healthy
+from servers import Server
 from stigmergy import (
     AsyncStore,
     Check,
@@ -33,9 +34,12 @@ from stigmergy import (
     StoreClosed,
     Watch,
     apply_middleware,
+    open_store,
     scoped,
     with_hooks,
 )
+from stigmergy.providers.redis import RedisStore
+from stigmergy.providers.sqlite import SQLiteStore
 from stigmergy.testing import StoreConformance, VirtualClock
 from stigmergy.testing.__main__ import main
 
@@ -195,6 +199,44 @@ class TestHandlesOnOnePlace(Told):
     def make_store(self, clock: VirtualClock) -> Iterator[Make]:
         with MemoryStore(clock=clock) as place:
             yield partial(Handle, place)
+
+
+@pytest.fixture
+def namespace() -> str:
+    """Of this test, on a server that others use as well."""
+    return os.urandom(6).hex()
+
+
+class Short(StoreConformance):
+    """Stores that go by the clock of the host. What is random is short here."""
+
+    examples = 10
+    writes = 500
+    calls = 800
+
+
+class TestSQLiteStore(Short):
+    @pytest.fixture
+    def make_store(self, tmp_path: Path) -> Make:
+        return partial(SQLiteStore, tmp_path / "state.db")
+
+
+class TestValkeyStore(Short):
+    @pytest.fixture
+    def make_store(self, valkey: Server, namespace: str) -> Make:
+        return partial(RedisStore, valkey.url, namespace=namespace)
+
+
+class TestRedis62Store(Short):
+    @pytest.fixture
+    def make_store(self, redis62: Server, namespace: str) -> Make:
+        return partial(RedisStore, redis62.url, namespace=namespace)
+
+
+class TestOwnServer(Short):
+    @pytest.fixture
+    def make_store(self, own_server: str, namespace: str) -> Make:
+        return partial(open_store, own_server, namespace=namespace)
 
 
 # -- the documented provider -------------------------------------------------------------------------------------------

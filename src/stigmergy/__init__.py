@@ -6,6 +6,7 @@ General layout, each module importing only those above it:
     model       what travels: Entry, Change, Snapshot, Set, Delete, Check
     keys        the grammar of keys, scopes
     values      isolation: how values are copied
+    codec       how values become bytes, where they leave the process
     checks      bad input, refused before anything has changed
     flow        logic that never waits: operations, steps, run and arun
     subscription  the buffer of one watch
@@ -22,7 +23,7 @@ General layout, each module importing only those above it:
     tracing     spans and durations, by OpenTelemetry
     recipes     programs on the pieces above: the blackboard
     registry    names and URLs to providers
-    providers   memory
+    providers   memory, sqlite, redis
     testing     the conformance suite, and tools for tests: imported by nothing above or below
     pytest_plugin  fixtures for pytest
     demo, cli   the command line

@@ -11,7 +11,7 @@ from functools import partial
 from os import getpid
 from threading import Lock, Thread
 from typing import Any, TypeVar
-from weakref import finalize, ref
+from weakref import finalize
 
 from stigmergy.aio import AsyncStore
 from stigmergy.errors import StoreClosed
@@ -19,7 +19,7 @@ from stigmergy.flow import OpenWatch
 from stigmergy.model import Check, Delete, Entry, Set, Snapshot, Ttl
 from stigmergy.store import Store
 from stigmergy.subscription import Subscription
-from stigmergy.watch import Watch
+from stigmergy.watch import Unopened, Watch
 
 __all__ = ["to_async", "to_sync"]
 
@@ -81,8 +81,7 @@ class _ThreadedStore(AsyncStore):
     def __init__(self, store: Store) -> None:
         self._store = self._faces["sync"] = store
         self.capabilities = store.capabilities
-        self._unopened: list[ref[Watch]] = []  # copied at once also without a GIL; a deque is not
-        self._opening = Lock()
+        self._unopened = Unopened(store)
 
     async def get_entry(self, key: str) -> Entry | None:
         return await self._in_thread(self._store.get_entry, key)
@@ -96,13 +95,7 @@ class _ThreadedStore(AsyncStore):
         return await self._in_thread(self._store.commit, *writes)
 
     def open_watch(self, request: OpenWatch) -> Watch:
-        watch = Watch(partial(self._store.open_watch, request))
-        for reference in self._unopened.copy():
-            unopened = reference()
-            if unopened is None or unopened.is_open:
-                self._forget(reference)
-        self._unopened.append(ref(watch))
-        return watch
+        return self._unopened.watch(request)
 
     async def close(self) -> None:
         await self._in_thread(self._store.close)
@@ -111,17 +104,8 @@ class _ThreadedStore(AsyncStore):
         return await asyncio.to_thread(self._open_and_call, method, *args)
 
     def _open_and_call(self, method: Callable[..., T], *args: Any) -> T:
-        with self._opening:  # nobody's operation may overtake
-            for reference in self._unopened.copy():
-                watch = reference()
-                if watch is not None:
-                    watch.try_open()
-                self._forget(reference)
+        self._unopened.open()
         return method(*args)
-
-    def _forget(self, reference: ref[Watch]) -> None:
-        with suppress(ValueError):
-            self._unopened.remove(reference)
 
 
 class _PortalStore(Store):

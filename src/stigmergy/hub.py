@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from stigmergy.errors import Compacted
 from stigmergy.model import Change
-from stigmergy.subscription import EveryChange, LatestState, Subscription
+from stigmergy.subscription import EveryChange, LatestState, Staged, Subscription
 from stigmergy.watch import Watch
 
 if TYPE_CHECKING:
     from stigmergy.flow import OpenWatch
 
-__all__ = ["Hub"]
+__all__ = ["Hub", "matching", "new_epoch", "parse_bookmark"]
 
 T = TypeVar("T")
 
@@ -40,7 +40,6 @@ class Hub:
 
     __slots__ = (
         "_changed",
-        "_epoch",
         "_history",
         "_key",
         "_keys",
@@ -48,6 +47,7 @@ class Hub:
         "_ring",
         "afterwards",
         "deliver",
+        "epoch",
         "left",
         "lock",
         "revision",
@@ -73,8 +73,9 @@ class Hub:
         """What to do once the lock is released: subscriptions to wake; all else was just to be kept alive."""
         self.left: deque[Subscription] = deque()
         """Subscriptions to be removed; the finaliser of a watch may append here, and does nothing else."""
+        self.epoch = new_epoch()
+        """The name of this life of the store: bookmarks of another one are of no use here."""
         self._changed = changed
-        self._epoch = _new_epoch()
         self._history = history
         self._key = key
         self._ring: list[Any] = [None] * history
@@ -115,6 +116,64 @@ class Hub:
                 subscription.taken = since
                 subscription.seen = start
                 return watch
+
+    # -- for stores whose changes come from a log, which is read a little later than it is written ---------------------
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether there is any watch."""
+        self.tidy()
+        return bool(self._keys or self._prefixes)
+
+    def begin(self, epoch: str, revision: int) -> None:
+        """Go on from a moment: of the changes up to it nobody will hear."""
+        self.epoch = epoch
+        self.revision = revision
+
+    def stage(self, request: OpenWatch) -> Staged:
+        """Join at once; what the watch begins with is to follow, by `open_staged`."""
+        staged = Staged(self, request)
+        self._join(staged)
+        return staged
+
+    def open_staged(
+        self, staged: Staged, request: OpenWatch, past: Iterable[Change], since: int, revision: int, owner: object
+    ) -> Watch:
+        """Return a watch in the place of `staged`: it begins with `past`, all that matches between the two revisions."""
+        subscription = self._subscription(request)
+        watch = Watch(subscription, owner)
+        subscription.loaded = subscription.load(past)
+        subscription.taken = since
+        subscription.seen = revision
+        for change in staged.changes:
+            subscription.put(change)
+        self._join(subscription)
+        self._end([staged])
+        return watch
+
+    def restart(
+        self, epoch: str, revision: int, oldest: int, current: dict[LatestState, tuple[int, list[Change]]]
+    ) -> None:
+        """Go on from a moment to which the log has no way: `Compacted` ends each watch of every change.
+
+        Those of the latest state go on from what is `current` for each, and as of which revision.
+        """
+        everybody = self._everybody()
+        for subscription in everybody:
+            if isinstance(subscription, EveryChange):
+                subscription.end(Compacted(subscription.bookmark(), oldest))
+        self._end([each for each in everybody if each.ended])
+        self.begin(epoch, revision)
+        for subscription in everybody:
+            if isinstance(subscription, Staged):
+                subscription.changes.clear()
+                subscription.epoch = epoch
+            elif isinstance(subscription, LatestState) and subscription in current:
+                subscription.restart(*current[subscription])
+
+    def latest(self) -> list[LatestState]:
+        """The watches of the latest state."""
+        return [each for each in self._everybody() if isinstance(each, LatestState)]
 
     def leave(self, subscription: Subscription) -> None:
         """End `subscription`; takes the lock itself."""
@@ -181,13 +240,13 @@ class Hub:
 
     def bookmark(self, revision: int) -> str:
         """The name of the moment of `revision` in this life of the store."""
-        return f"{self._epoch}.{revision}"
+        return f"{self.epoch}.{revision}"
 
     def live_on_in_child(self, lock: AbstractContextManager[object]) -> None:
         """Go on with another lock in a child process: as another life, in which the parent's watches have ended."""
         self.lock = lock
         self.settle()
-        self._epoch = _new_epoch()
+        self.epoch = new_epoch()
         for subscription in self._everybody():
             subscription.waiters.clear()
         self._end(self._everybody())
@@ -245,10 +304,9 @@ class Hub:
         """The revision that `since` names, if this store can go on from there."""
         oldest = max(1, self.revision - self._history + 1)
         if isinstance(since, str):
-            epoch, _, digits = since.rpartition(".")
-            if not (epoch and digits.isdecimal()):
-                raise ValueError("since is neither a revision nor a bookmark")
-            revision = int(digits) if epoch == self._epoch else -1
+            epoch, revision = parse_bookmark(since)
+            if epoch != self.epoch:
+                raise Compacted(since, oldest)
         else:
             revision = since
         if not oldest - 1 <= revision <= self.revision:
@@ -261,13 +319,26 @@ class Hub:
             return []
         ring = self._ring.copy()
         records = [ring[revision % self._history] for revision in range(since + 1, self.revision + 1)]
-        keys, prefix = set(request.keys), request.prefix
-        if prefix is None:
-            return [self._changed(record) for record in records if self._key(record) in keys]
-        return [self._changed(record) for record in records if self._key(record).startswith(prefix)]
+        matches = matching(request)
+        return [self._changed(record) for record in records if matches(self._key(record))]
 
 
-def _new_epoch() -> str:
+def matching(request: OpenWatch) -> Callable[[str], bool]:
+    """Whether a key is one of those that `request` is about."""
+    keys, prefix = frozenset(request.keys), request.prefix
+    return keys.__contains__ if prefix is None else lambda key: key.startswith(prefix)
+
+
+def parse_bookmark(bookmark: str) -> tuple[str, int]:
+    """The life and the revision that `bookmark` names."""
+    epoch, _, digits = bookmark.rpartition(".")
+    if not (epoch and digits.isdecimal()):
+        raise ValueError("since is neither a revision nor a bookmark")
+    return epoch, int(digits)
+
+
+def new_epoch() -> str:
+    """The name of a new life."""
     return os.urandom(6).hex()
 
 

@@ -25,6 +25,12 @@ _BUILT_IN = MappingProxyType(
     {
         "inmemory": ("stigmergy.providers.memory:open_memory", None),
         "memory": ("stigmergy.providers.memory:open_memory", None),
+        "redis": ("stigmergy.providers.redis:open_redis", "redis"),
+        "rediss": ("stigmergy.providers.redis:open_redis", "redis"),
+        "sqlite": ("stigmergy.providers.sqlite:open_sqlite", None),
+        "unix": ("stigmergy.providers.redis:open_redis", "redis"),
+        "valkey": ("stigmergy.providers.redis:open_redis", "redis"),
+        "valkeys": ("stigmergy.providers.redis:open_redis", "redis"),
     }
 )
 _registered: dict[str, Factory] = {}

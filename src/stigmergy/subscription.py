@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from sys import maxsize
+from time import time
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from stigmergy.errors import Lagged, StateError
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from stigmergy.flow import OpenWatch
     from stigmergy.hub import Hub
 
-__all__ = ["EveryChange", "LatestState", "Subscription", "Waiter"]
+__all__ = ["EveryChange", "LatestState", "Staged", "Subscription", "Waiter"]
 
 _SET = Op.SET
 _NOTHING: deque[Change] = deque()
@@ -40,7 +41,7 @@ class Waiter(Protocol):
 class Subscription(ABC):
     """A watch as its hub sees it. All but waking, and the list of waiters, is used with the hub's lock held."""
 
-    __slots__ = ("ended", "error", "hub", "keys", "loaded", "prefix", "seen", "taken", "until", "waiters")
+    __slots__ = ("ended", "epoch", "error", "hub", "keys", "loaded", "prefix", "seen", "taken", "until", "waiters")
 
     last_fill: ClassVar[object] = None
     """Another object whenever a buffer has become full, anywhere: an async write that sees that lets readers run."""
@@ -49,6 +50,8 @@ class Subscription(ABC):
 
     def __init__(self, hub: Hub, request: OpenWatch) -> None:
         self.hub = hub
+        self.epoch = hub.epoch
+        """The life of the store that the revisions belong to."""
         self.keys = request.keys
         self.prefix = request.prefix
         self.loaded: Any
@@ -58,7 +61,7 @@ class Subscription(ABC):
         self.taken = 0
         """The revision up to which changes were taken out."""
         self.until = 0
-        """The hub's revision when the watch ended."""
+        """The revision up to which everything was put in when the watch ended."""
         self.ended = False
         self.error: StateError | None = None
         self.waiters: list[Waiter] = []  # a deque takes 600 bytes when it is empty, and nearly always it is
@@ -83,16 +86,27 @@ class Subscription(ABC):
         """Whether there is nothing to take, and may be later."""
         return self.first() is None and not self.ended
 
-    @abstractmethod
     def revision(self) -> int:
         """The revision up to which everything was delivered or counted."""
+        first = self.first()
+        return self.reached() if first is None else first.revision - 1
+
+    def reached(self) -> int:
+        """The revision up to which everything that matches was put in."""
+        if self.ended:
+            return self.until
+        return self.hub.revision if self.seen == maxsize else max(self.hub.revision, self.seen)
+
+    def bookmark(self) -> str:
+        """The name of the moment of `revision`."""
+        return f"{self.epoch}.{self.revision()}"
 
     def end(self, error: StateError | None = None) -> None:
         """Take no more changes. Whoever reads past the last one gets `error`, or `WatchClosed`."""
         if not self.ended:
+            self.until = self.reached()
             self.seen = maxsize
             self.error = error
-            self.until = self.hub.revision
             self.ended = True
 
     def wake(self) -> None:
@@ -193,12 +207,7 @@ class EveryChange(Subscription):
         return self.loaded[0] if self.loaded else self.buffer[0] if self.buffer else None
 
     def revision(self) -> int:
-        if self.missed and not self.loaded:
-            return self.taken
-        first = self.first()
-        if first is not None:
-            return first.revision - 1
-        return self.until if self.ended else self.hub.revision
+        return self.taken if self.missed and not self.loaded else super().revision()
 
     def wake(self) -> None:
         if self.dropped and not self.warned and self._is_first_to_warn():
@@ -277,8 +286,43 @@ class LatestState(Subscription):
                 continue  # a handler or finaliser changed it between the two calls
         return None
 
-    def revision(self) -> int:
-        first = self.first()
-        if first is not None:
-            return first.revision - 1
-        return self.until if self.ended else self.hub.revision
+    def restart(self, revision: int, current: Sequence[Change]) -> None:
+        """Go on from the state that is `current` at `revision`, in another life, or after a gap in this one.
+
+        What was delivered and is no longer there gets a `DELETE` at `revision`.
+        """
+        delivered = self.delivered
+        there = self.load(each for each in current if delivered.get(each.key) != (each.value, each.revision))
+        gone = delivered.keys() - {each.key for each in current}
+        for key in gone:
+            there[key] = _gone(key, revision)
+        self.epoch, self.loaded, self.seen = self.hub.epoch, there, revision
+        self.hub.afterwards.append(self)
+
+
+class Staged(Subscription):
+    """Holds the place of a watch while the past that it begins with is fetched: keeps what comes meanwhile."""
+
+    __slots__ = ("changes",)
+
+    dropped = 0
+
+    def __init__(self, hub: Hub, request: OpenWatch) -> None:
+        super().__init__(hub, request)
+        self.changes: list[Change] = []
+
+    def load(self, changes: Iterable[Change]) -> None:
+        return None
+
+    def put(self, change: Change) -> None:
+        self.changes.append(change)
+
+    def take(self) -> Change | None:
+        return None
+
+    def first(self) -> Change | None:
+        return None
+
+
+def _gone(key: str, revision: int) -> Change:
+    return Change(Op.DELETE, key, None, None, revision, 0, revision, None, time(), False, 0, None)

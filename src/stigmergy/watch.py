@@ -9,11 +9,13 @@ from __future__ import annotations
 import sys
 from _thread import allocate_lock
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from functools import partial
 from math import inf
-from threading import TIMEOUT_MAX, RLock
+from threading import TIMEOUT_MAX, Lock, RLock
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn, Self
+from weakref import ref
 
 from stigmergy.checks import check_timeout
 from stigmergy.errors import WatchClosed
@@ -23,7 +25,10 @@ from stigmergy.subscription import Subscription
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future
 
-__all__ = ["Watch"]
+    from stigmergy.flow import OpenWatch
+    from stigmergy.store import Store
+
+__all__ = ["Unopened", "Watch"]
 
 
 class Watch:
@@ -37,10 +42,14 @@ class Watch:
     nothing. A watch that nobody holds any more unsubscribes by itself.
     """
 
-    __slots__ = ("__weakref__", "_functions", "_opener", "_opening", "_subscription")
+    __slots__ = ("__weakref__", "_functions", "_opener", "_opening", "_owner", "_subscription")
 
-    def __init__(self, source: Subscription | Callable[[], Watch]) -> None:
-        """For providers: a watch of `source`; a function stands for a watch that is yet to be opened, by blocking."""
+    def __init__(self, source: Subscription | Callable[[], Watch], owner: object = None) -> None:
+        """For providers: a watch of `source`; a function stands for a watch that is yet to be opened, by blocking.
+
+        `owner` is kept alive as long as the watch.
+        """
+        self._owner = owner
         self._subscription = source if isinstance(source, Subscription) else None
         self._opener = None if isinstance(source, Subscription) else source
         self._opening = RLock()
@@ -118,7 +127,8 @@ class Watch:
     @property
     def bookmark(self) -> str:
         """The moment of `revision`: a watch opened with `since=` this bookmark goes on from there."""
-        return self._source().hub.bookmark(self.revision)
+        source = self._source()
+        return source.hub.locked(source.bookmark)
 
     @property
     def dropped(self) -> int:
@@ -158,7 +168,7 @@ class Watch:
                 if opener is None:
                     raise WatchClosed
                 opened = opener()
-                self._functions = opened._functions + self._functions
+                self._functions, self._owner = opened._functions + self._functions, opened._owner
                 self._subscription, opened._subscription = opened._source(), None
                 if self._opener is None:  # closed meanwhile, perhaps by somebody who found no subscription
                     self.close()
@@ -215,6 +225,41 @@ class Watch:
             self.open()
         assert self._subscription is not None
         return self._subscription
+
+
+class Unopened:
+    """The watches of an async face whose store blocks: each is opened, by blocking, before the next operation."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._watches: list[ref[Watch]] = []  # copied at once also without a GIL; a deque is not
+        self._opening = Lock()
+
+    def watch(self, request: OpenWatch) -> Watch:
+        """A watch that is yet to be opened."""
+        watch = Watch(partial(self._store.open_watch, request))
+        for reference in self._watches.copy():
+            unopened = reference()
+            if unopened is None or unopened.is_open:
+                self._forget(reference)
+        self._watches.append(ref(watch))
+        return watch
+
+    def open(self) -> None:
+        """Open them all; what goes wrong is raised at the first use of each."""
+        with self._opening:  # nobody's operation may overtake
+            for reference in self._watches.copy():
+                watch = reference()
+                if watch is not None:
+                    watch.try_open()
+                self._forget(reference)
+
+    def __bool__(self) -> bool:
+        return bool(self._watches)
+
+    def _forget(self, reference: ref[Watch]) -> None:
+        with suppress(ValueError):
+            self._watches.remove(reference)
 
 
 class _ThreadWaiter:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
+from time import monotonic, sleep
 from typing import Any, ClassVar
 
 import pytest
@@ -58,6 +59,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.made = self.make_store()
         self.store = self.colour.face(self.made)
         self.model = ModelStore(self._emptied())
+        self.told = self._opened(self.store.watch("~"))
+        """A watch of nothing that is written: its revision says what all of them were told."""
         self.watches: list[tuple[Watch, ModelWatch]] = []
         self.observed: list[tuple[Watch, OpenWatch, list[Change]]] = []
         if self.clock is not None:
@@ -171,6 +174,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(number=st.integers(0, 9), most=st.integers(1, 5))
     def take(self, number: int, most: int) -> None:
         """Take changes out of a watch."""
+        self._wait_until_told()
         watch, expected = self.watches[number % len(self.watches)]
         for _ in range(most):
             self._take(watch, expected)
@@ -200,12 +204,14 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(number=st.integers(0, 9), most=st.integers(1, 3))
     def take_observed(self, number: int, most: int) -> None:
         """Take changes out of an `observe`."""
+        self._wait_until_told()
         watch, _, delivered = self.observed[number % len(self.observed)]
         delivered += filter(None, (watch.get_nowait() for _ in range(most)))
 
     def teardown(self) -> None:
         """Judge what was observed, and close."""
         try:
+            self._wait_until_told()
             for watch, request, delivered in self.observed:
                 delivered += iter(watch.get_nowait, None)
                 assert check_observe(list(map(_comparable, delivered)), self.model.log, request) == []
@@ -236,6 +242,13 @@ class StoreMachine(RuleBasedStateMachine):
         expected = _outcome(lambda: answer(self.model.commit(writes)))
         assert _outcome(lambda: self._do(call())) == expected
 
+    def _wait_until_told(self) -> None:
+        """A store may tell its watches of a write a little after the write has returned."""
+        deadline = monotonic() + 30
+        while self.told.revision < self.model.revision:
+            assert monotonic() < deadline, "the watches were not told of every write"
+            sleep(0.0005)
+
     def _take(self, watch: Watch, expected: ModelWatch) -> None:
         change = expected.take()
         if change is not None and change.missed and expected.request.overflow == "raise":
@@ -247,6 +260,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert (None if taken is None else _comparable(taken)) == change
 
     def _close(self, number: int) -> tuple[Watch, ModelWatch]:
+        self._wait_until_told()
         watch, expected = self.watches.pop(number % len(self.watches))
         self.model.watches.remove(expected)
         watch.close()

@@ -1,0 +1,304 @@
+"""Stores over an engine that keeps a log: both colours, made of the same flows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar, cast
+from weakref import finalize
+
+from stigmergy.aio import AsyncStore
+from stigmergy.checks import check_writes
+from stigmergy.codec import JSON, Codec
+from stigmergy.errors import Compacted, DamagedValue, InvalidValue, StoreClosed
+from stigmergy.flow import Flow, OpenWatch, Scan, arun, run
+from stigmergy.hub import matching, parse_bookmark
+from stigmergy.keys import check_key
+from stigmergy.model import Change, Check, Delete, Entry, Meta, Op, Set, Snapshot, Write
+from stigmergy.providers._engine import AsyncTransport, Encoded, Engine, Place, Stored, Transport, Value
+from stigmergy.providers._fork import in_children
+from stigmergy.providers._reader import Reader
+from stigmergy.store import Store
+from stigmergy.subscription import Staged
+from stigmergy.watch import Unopened, Watch
+
+__all__ = ["AsyncLogStore", "LogStore"]
+
+T = TypeVar("T")
+
+
+class Past(NamedTuple):
+    """What a watch begins with: the changes that match after the revision `since`, up to a place."""
+
+    changes: list[Change]
+    since: int
+    place: Place
+
+
+class Log:
+    """An engine and a codec, and what is done with them, as flows."""
+
+    def __init__(self, engine: Engine, codec: Codec) -> None:
+        self.engine = engine
+        self.seen = Place("", 0, 0.0)
+        """The furthest place that anybody here has seen: what the engine loses behind it does not go unnoticed."""
+        self._codec = codec
+        self._codecs = {each.id: each for each in (JSON(), codec)}
+
+    # -- the operations ------------------------------------------------------------------------------------------------
+
+    def get(self, key: str, default: Any) -> Flow[Any]:
+        stored = yield from self.engine.read(key)
+        return default if stored is None else self.decoded(key, stored.value)
+
+    def get_entry(self, key: str) -> Flow[Entry | None]:
+        stored = yield from self.engine.read(key)
+        return None if stored is None else self.entry(key, stored)
+
+    def scan(self, request: Scan) -> Flow[Snapshot]:
+        entries, place = yield from self.engine.scan(request, self.seen)
+        self._see(place)
+        return Snapshot(entries, self.entry, place.revision, f"{place.epoch}.{place.revision}")
+
+    def commit(self, writes: Sequence[Encoded]) -> Flow[tuple[int | None, ...]]:
+        revisions, place = yield from self.engine.commit(writes, self.seen)
+        self._see(place)
+        return revisions
+
+    # -- what watches begin with ---------------------------------------------------------------------------------------
+
+    def head(self) -> Flow[Place]:
+        """Where the log ends."""
+        page = yield from self.engine.log(self.seen.revision, self.seen)
+        self._see(page.head)
+        return page.head
+
+    def past(self, request: OpenWatch) -> Flow[Past]:
+        """What a watch begins with. Raises `Compacted`."""
+        if request.latest:
+            place, changes = yield from self.current(request)
+            return Past(changes, place.revision, place)
+        if request.since is None:
+            place = yield from self.head()
+            return Past([], place.revision, place)
+        return (yield from self._since(request, request.since))
+
+    def current(self, request: OpenWatch) -> Flow[tuple[Place, list[Change]]]:
+        """What there is now, as changes in the order of revisions."""
+        scan = Scan(keys=request.keys) if request.prefix is None else Scan(request.prefix)
+        entries, place = yield from self.engine.scan(scan, self.seen)
+        self._see(place)
+        changes = [_present(key, stored) for key, stored in entries.items()]
+        return place, sorted(changes, key=lambda change: change.revision)
+
+    def _since(self, request: OpenWatch, since: int | str) -> Flow[Past]:
+        epoch, after = parse_bookmark(since) if isinstance(since, str) else (None, since)
+        revision, matches, changes = after, matching(request), list[Change]()
+        while True:
+            page = yield from self.engine.log(revision, self.seen)
+            self._see(page.head)
+            if epoch is None:
+                epoch = page.head.epoch
+            if epoch != page.head.epoch or not page.oldest - 1 <= revision <= page.head.revision:
+                raise Compacted(since, page.oldest)
+            changes += [change for change in page.changes if matches(change.key)]
+            if not page.changes:
+                return Past(changes, after, page.head)
+            revision = page.changes[-1].revision
+
+    def _see(self, place: Place) -> None:
+        seen = self.seen
+        if place.epoch != seen.epoch or place.revision > seen.revision:
+            self.seen = place
+
+    # -- values --------------------------------------------------------------------------------------------------------
+
+    def encoded(self, writes: Iterable[Write]) -> list[Encoded]:
+        """`writes` as the engine takes them. Raises as `checks.check_writes` does, and `InvalidValue`."""
+        return [self._encoded(write) for write in check_writes(writes)]
+
+    def _encoded(self, write: Write) -> Encoded:
+        if isinstance(write, Set):
+            key, value, expected, ttl, writer, meta = write
+            return Encoded(Op.SET, key, self._value(key, value), expected, ttl, writer, _as_json(meta))
+        if isinstance(write, Delete):
+            return Encoded(Op.DELETE, write.key, None, write.if_revision, None, write.writer, _as_json(write.meta))
+        return Encoded(None, write.key, None, write.if_revision, None, None, None)
+
+    def _value(self, key: str, value: Any) -> Value:
+        try:
+            return Value(self._codec.id, self._codec.encode(value))
+        except Exception as error:
+            raise InvalidValue(key, type(value).__name__) from error
+
+    def decoded(self, key: str, value: Value) -> Any:
+        """`value` as a reader's own. Raises `DamagedValue`."""
+        try:
+            return self._codecs[value.codec].decode(value.data)
+        except Exception as error:
+            raise DamagedValue(key) from error
+
+    def entry(self, key: str, stored: Stored) -> Entry:
+        """`stored` as a reader's own."""
+        value, revision, _, writer, time, expires, meta = stored
+        return Entry(self.decoded(key, value), revision, writer, time, expires, _as_meta(key, meta))
+
+    def deliver(self, change: Change) -> Change:
+        """`change` as a reader's own."""
+        value = None if change.op is Op.DELETE else self.decoded(change.key, change.value)
+        old_value = self.decoded(change.key, change.old_value) if change.old_revision else None
+        return change._replace(value=value, old_value=old_value, meta=_as_meta(change.key, change.meta))
+
+
+class LogStore(Store):
+    """A store over an engine; several of them, in any number of processes, may share one place."""
+
+    def __init__(self, engine: Engine, codec: Codec | None = None) -> None:
+        self.capabilities = engine.capabilities
+        self._log = Log(engine, JSON() if codec is None else codec)
+        self._transport = engine.transport()
+        self._reader = Reader(self._log)
+        self._hub = self._reader.hub
+        self.is_closed = False
+        self._finalizer = finalize(self, _let_go, self._reader, self._transport)
+        in_children(self, LogStore._live_on_in_child)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self._run(self._log.get(check_key(key), default))
+
+    def get_entry(self, key: str) -> Entry | None:
+        return self._run(self._log.get_entry(check_key(key)))
+
+    def scan(
+        self, prefix: str = "", *, keys: Iterable[str] | None = None, after: str | None = None, limit: int | None = None
+    ) -> Snapshot:
+        return self._run(self._log.scan(Scan(prefix, keys=keys, after=after, limit=limit)))
+
+    def commit(self, *writes: Set | Delete | Check) -> tuple[int | None, ...]:
+        return self._run(self._log.commit(self._log.encoded(writes)))
+
+    def open_watch(self, request: OpenWatch) -> Watch:
+        # In this order: what is written from here on waits in `staged`; the reader is at a place before what it
+        # brings; and what the watch begins with reaches beyond that place. So nothing lies between the three.
+        staged = self._hub.locked(self._stage_while_locked, request)
+        try:
+            self._reader.start(self._run)
+            while True:
+                epoch, past = staged.epoch, self._run(self._log.past(request))
+                watch = self._hub.locked(self._open_while_locked, staged, epoch, request, past)
+                if watch is not None:
+                    return watch
+        except BaseException:
+            self._hub.leave(staged)
+            raise
+
+    def close(self) -> None:
+        self.is_closed = True
+        self._hub.locked(self._hub.close)
+        self._reader.close()
+        self._finalizer()
+
+    def _run(self, flow: Flow[T]) -> T:
+        if self.is_closed:
+            flow.close()
+            raise StoreClosed
+        return run(flow, self._transport.request)
+
+    def _stage_while_locked(self, request: OpenWatch) -> Staged:
+        if self.is_closed:
+            raise StoreClosed
+        return self._hub.stage(request)
+
+    def _open_while_locked(self, staged: Staged, epoch: str, request: OpenWatch, past: Past) -> Watch | None:
+        """The watch, or `None` if the engine began a new life while its past was fetched."""
+        if staged.ended:
+            raise StoreClosed
+        if staged.epoch != epoch:
+            return None
+        return self._hub.open_staged(staged, request, past.changes, past.since, past.place.revision, owner=self)
+
+    def _to_async(self) -> AsyncStore:
+        transport = self._log.engine.async_transport()
+        return super()._to_async() if transport is None else AsyncLogStore(self, self._log, transport)
+
+    def _live_on_in_child(self) -> None:
+        """Part with the parent's connections, which would be shared, and its threads, which are not there."""
+        self._transport.abandon()
+        self._reader.abandon()
+        face: Any = self._faces.get("aio")
+        if isinstance(face, AsyncLogStore):
+            face.abandon()
+
+
+class AsyncLogStore(AsyncStore):
+    """The async face of a `LogStore` whose engine has an async transport. That store opens its watches, in a thread."""
+
+    def __init__(self, store: LogStore, log: Log, transport: AsyncTransport) -> None:
+        self._store = self._faces["sync"] = store
+        self.capabilities = store.capabilities
+        self._log = log
+        self._transport = transport
+        self._unopened = Unopened(store)
+
+    async def get(self, key: str, default: Any = None) -> Any:
+        return await self._run(self._log.get(check_key(key), default))
+
+    async def get_entry(self, key: str) -> Entry | None:
+        return await self._run(self._log.get_entry(check_key(key)))
+
+    async def scan(
+        self, prefix: str = "", *, keys: Iterable[str] | None = None, after: str | None = None, limit: int | None = None
+    ) -> Snapshot:
+        return await self._run(self._log.scan(Scan(prefix, keys=keys, after=after, limit=limit)))
+
+    async def commit(self, *writes: Set | Delete | Check) -> tuple[int | None, ...]:
+        return await self._run(self._log.commit(self._log.encoded(writes)))
+
+    def open_watch(self, request: OpenWatch) -> Watch:
+        return self._unopened.watch(request)
+
+    async def close(self) -> None:
+        import asyncio
+
+        await asyncio.to_thread(self._store.close)
+        await self._transport.close()
+
+    def abandon(self) -> None:
+        """In a child process: same as the transport's."""
+        self._transport.abandon()
+
+    async def _run(self, flow: Flow[T]) -> T:
+        if self._unopened:
+            import asyncio
+
+            await asyncio.to_thread(self._unopened.open)
+        if self._store.is_closed:
+            flow.close()
+            raise StoreClosed
+        return await arun(flow, self._transport.request)
+
+
+def _present(key: str, stored: Stored) -> Change:
+    value, revision, commit, writer, time, _, meta = stored
+    return Change(Op.SET, key, value, None, revision, 0, commit, writer, time, False, 0, cast("Meta | None", meta))
+
+
+def _as_json(meta: Meta | None) -> str | None:
+    return None if meta is None else json.dumps(dict(meta))
+
+
+def _as_meta(key: str, text: object) -> Meta | None:
+    if text is None:
+        return None
+    try:
+        meta = json.loads(cast("str", text))
+    except (TypeError, ValueError) as error:
+        raise DamagedValue(key) from error
+    if not isinstance(meta, dict):
+        raise DamagedValue(key)
+    return meta
+
+
+def _let_go(reader: Reader, transport: Transport) -> None:
+    reader.stop()
+    transport.close()
