@@ -329,6 +329,14 @@ def test_the_command_goes_by_nobodys_configuration(tmp_path: Path) -> None:
     assert re.search(r"^  not selected in this run +\d+ tests$", ended.stdout, re.MULTILINE)
 
 
+def test_the_command_gives_each_test_a_place_of_its_own(tmp_path: Path) -> None:
+    ended = command("sqlite:///{tmp}/state.db", "-k", "test_what_was_written_is_there_after", folder=tmp_path)
+
+    assert ended.returncode == 0, ended.stdout
+    assert "2 passed" in ended.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
 STORES = """
 from stigmergy import MemoryStore
 

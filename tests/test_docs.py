@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from stigmergy import MemoryStore
+from stigmergy.providers.redis import RedisStore
+from stigmergy.providers.sqlite import SQLiteStore
 from stigmergy.testing import StoreConformance
 
 ROOT = Path(__file__).parent.parent
@@ -60,6 +63,21 @@ def test_every_guarantee_names_tests_that_are_there() -> None:
         for place, name in tests:
             functions = suite if place == "StoreConformance" else _functions(ROOT / place)
             assert name in functions, f"{number}: {name}"
+
+
+def test_the_table_of_capabilities_says_what_the_stores_declare() -> None:
+    rows = re.findall(
+        r"^\| `(\w+)`: .* \| (\w+) \| (\w+) \| (\w+) \|$",
+        (ROOT / "docs/guarantees.md").read_text("utf-8"),
+        re.MULTILINE,
+    )
+    with MemoryStore() as memory, SQLiteStore("never-opened.db") as sqlite, RedisStore() as redis:
+        stores = [memory, sqlite, redis]
+
+    declared = sorted({capability for store in stores for capability in store.capabilities})
+    assert [capability for capability, *_ in rows] == declared
+    for capability, *answers in rows:
+        assert answers == ["yes" if capability in store.capabilities else "no" for store in stores], capability
 
 
 def _functions(file: Path) -> set[str]:

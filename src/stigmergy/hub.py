@@ -139,7 +139,7 @@ class Hub:
     def open_staged(
         self, staged: Staged, request: OpenWatch, past: Iterable[Change], since: int, revision: int, owner: object
     ) -> Watch:
-        """Return a watch in the place of `staged`: it begins with `past`, all that matches between the two revisions."""
+        """Return a watch in the place of `staged`. It begins with `past`, all that matches between the two revisions."""
         subscription = self._subscription(request)
         watch = Watch(subscription, owner)
         subscription.loaded = subscription.load(past)

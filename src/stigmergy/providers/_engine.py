@@ -179,6 +179,10 @@ class AsyncTransport(Protocol):
         """Close the connections of this loop, and let those of other loops be closed there."""
         ...
 
+    def close_soon(self) -> None:
+        """Let the connections of all loops be closed there. From any thread."""
+        ...
+
     def abandon(self) -> None:
         """Same as `Transport.abandon`."""
         ...

@@ -26,6 +26,9 @@ __all__ = ["AsyncLogStore", "LogStore"]
 
 T = TypeVar("T")
 
+_BEYOND = 2**53 - 1
+"""After this revision there are no records."""
+
 
 class Past(NamedTuple):
     """What a watch begins with: the changes that match after the revision `since`, up to a place."""
@@ -69,7 +72,7 @@ class Log:
 
     def head(self) -> Flow[Place]:
         """Where the log ends."""
-        page = yield from self.engine.log(self.seen.revision, self.seen)
+        page = yield from self.engine.log(_BEYOND, self.seen)
         self._see(page.head)
         return page.head
 
@@ -197,6 +200,9 @@ class LogStore(Store):
         self._hub.locked(self._hub.close)
         self._reader.close()
         self._finalizer()
+        face: Any = self._faces.get("aio")
+        if isinstance(face, AsyncLogStore):
+            face.close_soon()
 
     def _run(self, flow: Flow[T]) -> T:
         if self.is_closed:
@@ -260,12 +266,17 @@ class AsyncLogStore(AsyncStore):
     async def close(self) -> None:
         import asyncio
 
-        await asyncio.to_thread(self._store.close)
         await self._transport.close()
+        await asyncio.to_thread(self._store.close)
+
+    def close_soon(self) -> None:
+        """For the other face: same as `close`, waiting for nothing."""
+        self._transport.close_soon()
 
     def abandon(self) -> None:
         """In a child process: same as the transport's."""
         self._transport.abandon()
+        self._unopened = Unopened(self._store)
 
     async def _run(self, flow: Flow[T]) -> T:
         if self._unopened:

@@ -109,6 +109,12 @@ class AsyncRedisTransport:
                 else:
                     _close_there(loop, guard)
 
+    def close_soon(self) -> None:
+        while self._loops:
+            with suppress(KeyError):
+                loop, (_, guard) = self._loops.popitem()
+                _close_there(loop, guard)
+
     def abandon(self) -> None:
         _abandoned.append(self._loops)
         self._loops = {}

@@ -34,8 +34,8 @@ class Script(NamedTuple):
 
 
 # No command newer than Redis 6.2. A server refuses to write (out of memory, read-only, ...) at the first write of a
-# script or not at all, so that one is made by `pcall`, and a refusal told from a failure halfway. Functions are few, and
-# there is a script for each request: what a script defines costs every call of it (benchmark: commit, redis).
+# script or not at all, so that one is made by `pcall`, and a refusal told from a failure halfway. There are few
+# functions, and a script for each request: what a script defines costs every call of it (benchmark: commit, redis).
 _BEGIN = b"""
 local entries, keys, deadlines, log, meta = unpack(KEYS)
 local proposal, seen_epoch, seen, seen_time, history, longest = unpack(ARGV, 1, 6)
@@ -203,7 +203,7 @@ answer[5] = call('HGET', entries, ARGV[7])
 return answer
 """
 
-# The first id. The result: the oldest revision or nothing, microseconds to the next deadline or nothing, stream entries.
+# The first id. The result: the oldest revision and the microseconds to the next deadline, or nothing; stream entries.
 _LOG = b"""
 local answer, from, size = PLACE, ARGV[7], 0
 local oldest = call('XRANGE', log, '-', '+', 'COUNT', 1)[1]

@@ -111,6 +111,10 @@ class Server(NamedTuple):
         host = self.arguments.get("host", "localhost")
         return f"{f'[{host}]' if ':' in host else host}:{self.arguments.get('port', 6379)}"
 
+    @property
+    def database(self) -> int:
+        return cast(int, self.arguments.get("db", 0))
+
 
 def packed(*arguments: bytes) -> bytes:
     """`arguments` as they go over the wire, without the number of them."""

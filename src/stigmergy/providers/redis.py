@@ -66,8 +66,10 @@ class RedisStore(LogStore):
         timeout: float = 5.0,
         codec: Codec | None = None,
     ) -> None:
-        engine = RedisEngine(_server(url, timeout), namespace, history, history_seconds)
-        self._name = f"{engine.server.name}/{engine.server.arguments.get('db', 0)}, namespace {namespace!r}"
+        engine = RedisEngine(
+            url, namespace=namespace, history=history, history_seconds=history_seconds, timeout=timeout
+        )
+        self._name = f"{engine.server.name}/{engine.server.database}, namespace {namespace!r}"
         super().__init__(engine, codec)
 
     def __repr__(self) -> str:
@@ -75,16 +77,18 @@ class RedisStore(LogStore):
 
 
 class RedisEngine(Engine):
-    """One namespace on one server."""
+    """One namespace on one server. Arguments as of `RedisStore`."""
 
     capabilities: ClassVar[frozenset[str]] = frozenset({"distributed", "durable", "isolated", "resumable"})
 
-    def __init__(self, server: Server, namespace: str, history: int, history_seconds: float | None) -> None:
+    def __init__(
+        self, url: str, *, namespace: str, history: int, history_seconds: float | None, timeout: float
+    ) -> None:
         if history < 100:
             raise ValueError(f"history must be at least 100, not {history}")
         if history_seconds is not None:
             _check_seconds("history_seconds", history_seconds)
-        self.server = server
+        self.server = _server(url, timeout)
         entries, *others = (f"{{{_checked(namespace)}}}:{name}".encode() for name in "vkdsm")
         self._log_key = others[2]
         self._history = b"%d" % history, b"%d" % math.ceil((history_seconds or 0) * 1e6)

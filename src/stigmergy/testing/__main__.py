@@ -18,7 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the conformance suite in a process of its own, and return what pytest returned."""
     chosen, for_pytest = _parser().parse_known_args(arguments)
     try:
-        target.maker(chosen.target)().close()
+        with TemporaryDirectory() as place:
+            target.maker(chosen.target, place)().close()
     except Exception as error:
         print(f"stigmergy.testing: no store to judge: {_in_one_line(error)}", file=sys.stderr)
         return 2
@@ -46,7 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "target",
         metavar="TARGET",
-        help="a name or URL that open_store takes (memory), or module:callable; each call makes an empty store",
+        help="a name or URL that open_store takes (memory), or module:callable; each call makes an empty store. In it, "
+        "{tmp} is a new folder for each test, for stores that leave something behind: sqlite:///{tmp}/state.db, "
+        "redis://localhost/0?namespace={tmp}",
     )
     parser.add_argument("--seed", type=int, metavar="N", help="the seed of random tests, to repeat a run")
     return parser

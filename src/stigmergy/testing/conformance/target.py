@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,15 +21,17 @@ class TestTarget(StoreConformance):
     """The suite over a store given by name."""
 
     @pytest.fixture
-    def make_store(self, request: pytest.FixtureRequest) -> Callable[..., Store | AsyncStore]:
-        return maker(request.config.option.stigmergy_url)
+    def make_store(self, request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Store | AsyncStore]:
+        return maker(request.config.option.stigmergy_url, tmp_path)
 
 
-def maker(target: str) -> Callable[..., Store | AsyncStore]:
+def maker(target: str, place: Path | str) -> Callable[..., Store | AsyncStore]:
     """What makes the stores that `target` names: a URL or a name for `open_store`, or `module:callable`.
 
-    Raises `LookupError` for what is neither, and what importing the module raises.
+    `{tmp}` in it is replaced by `place`, a folder that nobody has used yet. Raises `LookupError` for what is neither,
+    and what importing the module raises.
     """
+    target = target.replace("{tmp}", str(place))
     module, _, path = target.partition(":")
     if not path or path.startswith("//") or module.lower() in list_providers():
         return lambda: open_store(target)
