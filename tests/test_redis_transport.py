@@ -1,4 +1,4 @@
-"""Connections to Redis, in both colours: what fails, what that is called, and that nothing is sent twice or left over."""
+"""Connections to Redis, in both colours: what failures are called, that no write is sent twice, and nothing left over."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytest.importorskip("redis")
 
 import redis
 
-from proxy import Cut, HalfClose, Proxy, Reset, Stall
+from proxy import Cut, HalfClose, Pass, Proxy, Reset, Stall
 from servers import VALKEY, Server
 from stigmergy import Op, OutcomeUnknown, Unavailable
 from stigmergy.flow import Flow, arun, run
@@ -133,7 +133,7 @@ def test_a_connection_that_ended_while_it_was_idle_is_replaced(new_client: NewCl
     client.set()
     proxy.mode = mode
     proxy.drop_all()
-    proxy.mode = type(proxy.mode) and Cut(after=10**9)
+    proxy.mode = Pass()
 
     assert client.set() == 2
 
@@ -200,7 +200,7 @@ def test_a_commit_whose_answer_is_lost_is_sent_once(new_client: NewClient, proxy
     with pytest.raises(OutcomeUnknown, match="gave no answer"):
         client.set()
 
-    proxy.mode = Cut(after=10**9)
+    proxy.mode = Pass()
     assert client.get().revision == 2
     assert client.idle() == 1
 
@@ -210,13 +210,13 @@ def test_what_may_be_repeated_is_repeated_once(new_client: NewClient, proxy: Pro
     client.set()
     for flow in (lambda: client.engine.read("a"), lambda: client.engine.log(0, NOWHERE)):
         client.get()
-        proxy.mode = Cut(after=10**9)
+        proxy.mode = Pass()
         before = proxy.connections
         proxy.mode = Cut(after=3)
         with pytest.raises(Unavailable):
             client.run(flow())
         assert proxy.connections == before + 1
-        proxy.mode = Cut(after=10**9)
+        proxy.mode = Pass()
         assert client.idle() == 0
 
 
@@ -232,7 +232,7 @@ def test_an_answer_that_does_not_come_in_time(new_client: NewClient, proxy: Prox
         client.get()
     assert time.monotonic() - began < 3
 
-    proxy.mode = Cut(after=10**9)
+    proxy.mode = Pass()
     assert client.idle() == 0
     wait_until(lambda: client.get().revision == 2)
 
@@ -329,7 +329,7 @@ async def test_a_cancelled_request_takes_its_connection_with_it(proxy: Proxy) ->
 
     (here,) = transport._loops.values()  # type: ignore[attr-defined]
     assert here.links.idle == []
-    proxy.mode = Cut(after=10**9)
+    proxy.mode = Pass()
     done = await arun(asked.commit(WRITE, NOWHERE), transport.request)
     assert done.revisions[0] in (2, 3)
     await transport.close()
@@ -343,8 +343,7 @@ async def test_requests_cancelled_at_any_moment_mix_up_no_answers(valkey: Server
         for _ in range(turns % 20):
             await asyncio.sleep(0)
         task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        await asyncio.wait([task])
         assert await arun(asked.read("absent"), transport.request) is None
     await transport.close()
 

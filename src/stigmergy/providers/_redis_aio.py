@@ -9,9 +9,10 @@ from contextlib import suppress
 from typing import Any, NamedTuple, cast
 
 from redis.asyncio import connection as driver
+from redis.exceptions import NoScriptError
 
 from stigmergy.flow import Operation
-from stigmergy.providers._redis_wire import FOREIGN, Ask, Server, again, is_quiet, translated, watched
+from stigmergy.providers._redis_wire import FOREIGN, NO_SCRIPT, Ask, Server, again, is_quiet, translated, watched
 
 __all__ = ["AsyncRedisTransport"]
 
@@ -41,7 +42,10 @@ class _Link:
 
     async def exchange(self, command: bytes) -> Any:
         await self.connection.send_packed_command([command], check_health=False)
-        return await self.connection.read_response(disable_decoding=True)
+        try:
+            return await self.connection.read_response(disable_decoding=True)
+        except NoScriptError:
+            return NO_SCRIPT
 
 
 class _Links:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, ClassVar, NamedTuple, cast
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as DriverTimeoutError
 
 from stigmergy.errors import OutcomeUnknown, StateError, Unavailable
@@ -21,8 +21,8 @@ from stigmergy.providers._engine import Request
 
 __all__ = [
     "FOREIGN",
+    "NO_SCRIPT",
     "Ask",
-    "NoScript",
     "RedisTransport",
     "Server",
     "Wait",
@@ -39,6 +39,9 @@ _assign = object.__setattr__
 FOREIGN = (RedisError, OSError, ValueError)
 """What the driver raises; a `ValueError` where the server talks nonsense, or has an impossible name."""
 
+NO_SCRIPT = (b"no script",)
+"""The answer that the server does not know the script. The connection is as good as before."""
+
 # Errors of the driver, by name, since no version has them all: the word that the server said. All of them mean that it
 # did nothing. Sorted; a test looks.
 _REFUSALS = {
@@ -53,7 +56,6 @@ _REFUSALS = {
     "MasterDownError": "MASTERDOWN",
     "MovedError": "MOVED",
     "NoPermissionError": "NOPERM",
-    "NoScriptError": "NOSCRIPT",
     "OutOfMemoryError": "OOM",
     "ReadOnlyError": "READONLY",
     "TryAgainError": "TRYAGAIN",
@@ -90,10 +92,6 @@ class Wait(Ask):
     __slots__ = ()
     repeats = False
     waits = True
-
-
-class NoScript(Unavailable):
-    """The server does not know the script."""
 
 
 class Server(NamedTuple):
@@ -136,7 +134,7 @@ def translated(error: Exception, ask: Ask, sent: bool, server: Server) -> StateE
         # It was in the midst of it; all that stops it before the first write is said in another way.
         return ask.lost(f"{server.name} failed in the midst of a script")
     word = _REFUSALS.get(type(error).__name__) or _first_word(str(error))
-    return (NoScript if word == "NOSCRIPT" else Unavailable)(f"{server.name} refused ({word})")
+    return Unavailable(f"{server.name} refused ({word})")
 
 
 def again(error: Exception, ask: Ask, sent: bool, server: Server) -> None:
@@ -196,7 +194,10 @@ class _Link:
             self.sent = True  # a signal handler may have raised a TimeoutError when everything had left
             raise
         self.sent = True
-        return self.connection.read_response(disable_decoding=True)
+        try:
+            return self.connection.read_response(disable_decoding=True)
+        except NoScriptError:
+            return NO_SCRIPT
 
     def shut(self) -> None:
         """End it under whoever waits on it. From any thread; closing it would give its number away."""

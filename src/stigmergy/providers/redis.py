@@ -28,7 +28,7 @@ from stigmergy.model import Change, Op, Ttl
 from stigmergy.providers._engine import AsyncTransport, Done, Encoded, Engine, Found, Page, Place, Stored, Value
 from stigmergy.providers._log import LogStore
 from stigmergy.providers._redis_script import COMMIT, LOG, READ, SCAN, Script
-from stigmergy.providers._redis_wire import Ask, NoScript, RedisTransport, Server, Wait, Write, packed
+from stigmergy.providers._redis_wire import NO_SCRIPT, Ask, RedisTransport, Server, Wait, Write, packed
 
 __all__ = ["RedisEngine", "RedisStore", "open_redis"]
 
@@ -161,16 +161,14 @@ class RedisEngine(Engine):
         command = packed(b"EVALSHA", script.digest)
         while True:
             common = packed(new_epoch().encode(), epoch, b"%d" % revision, seen_at)
-            try:
-                word, *answer = yield kind(b"*%d\r\n%b%b%b%b" % (number, command, self._keys, common, rest))
-            except NoScript:
-                command = packed(b"EVAL", script.source)  # by which the server knows it; the call did nothing
-                continue
+            word, *answer = yield kind(b"*%d\r\n%b%b%b%b" % (number, command, self._keys, common, rest))
             if word == b"done":
                 return [Place(_text(answer[0]), answer[1], answer[2] / 1e6), *answer[3:]]
             if word == b"refused":
                 raise Unavailable(f"{self.server.name} refused ({_reason(answer[0])})")
-            if word == b"ahead":
+            if word == NO_SCRIPT[0]:
+                command = packed(b"EVAL", script.source)  # from which the server learns it
+            elif word == b"ahead":
                 revision = answer[0]  # as if that had been seen, which means that a new life begins
             elif word != b"again":
                 return [word, *answer]
