@@ -65,6 +65,8 @@ ALONE = frozenset(
         "test_linearizability",
         "test_processes",
         "test_races",
+        "test_redis_engine",
+        "test_redis_transport",
         "test_reentrancy",
         "test_scale",
         "test_seeded_loop",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
-from time import monotonic, sleep
 from typing import Any, ClassVar
 
 import pytest
@@ -24,6 +23,7 @@ from stigmergy.testing.clock import VirtualClock
 from stigmergy.testing.colour import Colour
 from stigmergy.testing.laws import check_observe
 from stigmergy.testing.model import ModelStore, ModelWatch
+from stigmergy.testing.traffic import wait_until_told
 from stigmergy.watch import Watch
 
 __all__ = ["StoreMachine"]
@@ -243,11 +243,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert _outcome(lambda: self._do(call())) == expected
 
     def _wait_until_told(self) -> None:
-        """A store may tell its watches of a write a little after the write has returned."""
-        deadline = monotonic() + 30
-        while self.told.revision < self.model.revision:
-            assert monotonic() < deadline, "the watches were not told of every write"
-            sleep(0.0005)
+        wait_until_told(self.told, self.model.revision)
 
     def _take(self, watch: Watch, expected: ModelWatch) -> None:
         change = expected.take()

@@ -21,7 +21,7 @@ from stigmergy.testing.laws import check_log, check_observe, check_watch
 from stigmergy.testing.preemption import preemption
 from stigmergy.watch import Watch
 
-__all__ = ["Watched", "all_at_once", "check_watched", "record_calls", "record_watches"]
+__all__ = ["Watched", "all_at_once", "check_watched", "record_calls", "record_watches", "wait_until_told"]
 
 Between = Literal["line", "opcode"] | None
 
@@ -67,6 +67,17 @@ def record_calls(
     return history
 
 
+def wait_until_told(watch: Watch, revision: int) -> None:
+    """Return when the watches of a store were told of every write up to `revision`: maybe a little after it was made.
+
+    `watch` is one of them, of a key that nobody writes: so there is nothing to take out of it.
+    """
+    deadline = time.monotonic() + 30
+    while watch.revision < revision:
+        assert time.monotonic() < deadline, "the watches were not told of every write"
+        time.sleep(0.0005)
+
+
 # -- watches -----------------------------------------------------------------------------------------------------------
 
 
@@ -93,12 +104,13 @@ def record_watches(
     Each watch begins up to 100 revisions before or after the moment at which it is opened. Half of the readers are
     slower than the writers, and have buffers that are too small for that.
     """
-    log = store.watch(prefix="", capacity=None)
+    log, told = store.watch(prefix="", capacity=None), store.watch("~")
     draw = random.Random(str(seed))
     seeds = [draw.random() for _ in range(writers + watches)]
 
     def write_all() -> None:
         all_at_once([partial(_write, store, seed, keys, writes // writers) for seed in seeds[:writers]])
+        wait_until_told(told, store.scan(limit=1).revision)
         store.close()
 
     readers = [partial(_read, store, seed, keys, writes) for seed in seeds[writers:]]
