@@ -13,6 +13,7 @@ General layout, each module importing only those above it:
     latency     rows: from task to task, thread to thread, loop to thread and back
     concurrency rows: several threads at once
     growth      rows: many keys, many watches, what they weigh, what the import takes
+    engines     rows: SQLite and Redis next to their clients used by hand; from process to process
     rows        all rows, and how they are chosen
     table       the table, as text and as JSON
     picture     `python -m benchmarks.picture RESULTS.json > docs/performance.svg`

@@ -82,6 +82,8 @@ class Row:
     """How often a sample does it, where the clock cannot tell."""
     rounds: int | None = None
     """How many samples are enough."""
+    lacking: Callable[[], str] = str
+    """Why it cannot be measured here, or nothing."""
 
 
 def times(limit: float, base: str) -> Budget:
@@ -147,7 +149,10 @@ _LOOP = """\
 
 @contextmanager
 def looped(statement: Statement, names: Names) -> Iterator[Run]:
-    """A run of `statement`, in a loop without calls, as `timeit` has it; in an event loop if it awaits something."""
+    """A run of `statement`, in a loop without calls, as `timeit` has it; in an event loop if it awaits something.
+
+    There `aclose` of `names`, if there is one, is awaited at the end.
+    """
     before, each = ("pass", statement) if isinstance(statement, str) else statement
     is_async = "await " in before + each
     scope = _COMMON | names
@@ -164,3 +169,5 @@ def looped(statement: Statement, names: Names) -> Iterator[Run]:
         return
     with asyncio.Runner() as runner:
         yield lambda times: runner.run(run(times))
+        if "aclose" in names:
+            runner.run(names["aclose"]())

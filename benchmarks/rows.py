@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from random import Random
 
-from benchmarks import concurrency, growth, latency, layers, reads_writes, watching
+from benchmarks import concurrency, engines, growth, latency, layers, reads_writes, watching
 from benchmarks.measure import Effort, Figures, interleaved
 from benchmarks.model import Row
 from benchmarks.peers import MODULES, is_installed
@@ -21,6 +21,7 @@ ROWS: tuple[Row, ...] = (
     *latency.ROWS,
     *concurrency.ROWS,
     *growth.ROWS,
+    *engines.ROWS,
 )
 
 
@@ -33,6 +34,8 @@ class Result:
     """By contender."""
     missing: tuple[str, ...]
     """The contenders that are not installed."""
+    lacking: str = ""
+    """Why none of them could be measured, if so."""
 
 
 def chosen(patterns: Iterable[str]) -> tuple[Row, ...]:
@@ -49,6 +52,9 @@ def chosen(patterns: Iterable[str]) -> tuple[Row, ...]:
 def measured(rows: Iterable[Row], effort: Effort) -> Iterator[Result]:
     random = Random()
     for row in rows:
+        if lacking := row.lacking():
+            yield Result(row, {}, (), lacking)
+            continue
         missing = tuple(name for name in row.contenders if name in MODULES and not is_installed(name))
         own = replace(
             effort, rounds=min(effort.rounds, row.rounds or effort.rounds), seconds=effort.seconds * row.longer

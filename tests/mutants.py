@@ -30,6 +30,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = Path(stigmergy.__file__).parent
 SECONDS = 5.0
 SUITE = "tests/test_conformance.py::TestMemoryStore::"
+SQLITE = "tests/test_conformance.py::TestSQLiteStore::"
 LAYERED = "tests/test_conformance.py::TestStoreBehindMiddleware::"
 
 
@@ -260,6 +261,48 @@ MUTANTS = [
         "    return write._replace(value=value, if_revision=entry.revision)",
         "    return write._replace(value=value)",
         ("tests/test_reducers.py -k none_is_lost",),
+    ),
+    Mutant(
+        "what came while a watch was being opened is lost",
+        "hub.py",
+        "            for change in staged.changes:\n                subscription.put(change)\n",
+        "            pass\n",
+        (f"{SQLITE}test_every_watch_opened_while_others_write_has_neither_gap_nor_repeat",),
+    ),
+    Mutant(
+        "a store on an engine does not look whether that lost its past",
+        "providers/sqlite.py",
+        "    if head.revision < seen.revision:\n        return True\n",
+        "    if head.revision < seen.revision:\n        return False\n",
+        ("tests/test_sqlite.py -k set_back",),
+    ),
+    Mutant(
+        "watches go on in another life of the engine as if nothing had happened",
+        "hub.py",
+        "            if isinstance(subscription, EveryChange) and not is_there:\n",
+        "            if isinstance(subscription, EveryChange) and is_there:\n",
+        ("tests/test_sqlite.py -k set_back",),
+    ),
+    Mutant(
+        "a value comes back as something similar",
+        "codec.py",
+        "    _check((value,), _TO_JSON)\n",
+        "",
+        (f"{SQLITE}test_a_value_comes_back_as_it_was_or_is_refused_before_anything_changed",),
+    ),
+    Mutant(
+        "a write is sent again when its answer is lost",
+        "providers/_redis_wire.py",
+        "    repeats = False\n    lost = OutcomeUnknown\n",
+        "    repeats = True\n    lost = OutcomeUnknown\n",
+        ("tests/test_redis_transport.py -k lost_is_sent_once",),
+    ),
+    Mutant(
+        "an expiry happens once for each who notices",
+        "providers/sqlite.py",
+        '        connection.execute("DELETE FROM entries WHERE rowid = ?", (row,))',
+        "        row",
+        (f"{SQLITE}test_expiry_is_an_ordinary_change_exactly_once",),
     ),
 ]
 

@@ -12,6 +12,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from benchmarks import engines
 from benchmarks.measure import QUICK, Effort, Figures, interleaved
 from benchmarks.model import Row, less_than, more, times
 from benchmarks.peers import MODULES, PEERS
@@ -20,6 +21,7 @@ from benchmarks.rows import ROWS, Result, chosen, measured
 from benchmarks.table import as_data, as_text, machine
 
 import stigmergy
+from servers import VALKEY, not_exercised
 
 ROOT = Path(__file__).parent.parent
 NAMES = [row.name for row in ROWS]
@@ -79,9 +81,37 @@ def test_a_name_that_no_row_has_is_a_usage_error() -> None:
 def test_every_row_can_be_measured(name: str) -> None:
     result = result_of(name)
 
+    if result.lacking:
+        not_exercised(VALKEY.name, result.lacking, excused=not VALKEY.has_wheel)
     assert result.figures
     for contender, figures in result.figures.items():
         assert 0 < figures.best <= figures.median, contender
+
+
+def test_a_row_that_cannot_be_measured_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STIGMERGY_BENCH_REDIS_URL", raising=False)
+    monkeypatch.setattr(engines, "_BINARIES", {})
+
+    data = as_data(machine(), measured(chosen(["redis"]), QUICK))
+
+    assert {row["name"] for row in data["rows"]} >= {"get, redis", "set, redis", "process to process, redis"}
+    assert all(row["contenders"] == [] for row in data["rows"])
+    assert as_text(data).count("  not measured: ") == len(data["rows"])
+
+
+@pytest.mark.parametrize("name", ["sqlite", "redis"])
+def test_what_is_done_by_hand_is_the_same_work(name: str) -> None:
+    """One revision for each write, and a log with what was there before."""
+    row, *_ = chosen([f"get, {name}"])
+    if row.lacking():
+        not_exercised(VALKEY.name, row.lacking(), excused=not VALKEY.has_wheel)
+    with engines.BY_HAND[name].open() as names:
+        store = names["store"]
+        first = store.set("key", 5)
+        assert store.commit([("key", 6), ("other", [7])]) == first + 2
+
+        assert (store.get("key"), store.get("other"), store.get("none")) == (6, [7], None)
+        assert store.logged()[-3:] == [("key", 1, 5), ("key", 5, 6), ("other", None, [7])]
 
 
 def test_the_names_of_rows_are_all_different() -> None:

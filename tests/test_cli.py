@@ -45,15 +45,25 @@ def test_without_a_command_it_prints_its_help_and_fails() -> None:
     assert "demo" in done.stdout
 
 
-@pytest.mark.parametrize("workers", ["0", "-1", "many", "", "1.5", "257", "\x1b[31m"])
-def test_a_number_of_workers_that_is_none_is_a_usage_error(workers: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("number", ["0", "-1", "many", "", "1.5", "257", "\x1b[31m"])
+@pytest.mark.parametrize("option", ["--workers", "--processes"])
+def test_a_number_that_is_none_is_a_usage_error(option: str, number: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
-        main(["demo", f"--workers={workers}"])
+        main(["demo", f"{option}={number}"])
 
     assert exit.value.code == 2
     *_, line = capsys.readouterr().err.splitlines()
-    assert line.startswith("stigmergy demo: error: argument --workers: a number from 1 to ")
+    assert line.startswith(f"stigmergy demo: error: argument {option}: a number from 1 to ")
     assert line.isprintable()
+
+
+def test_the_help_says_what_becomes_of_the_store() -> None:
+    text = " ".join(run("demo", "--help").stdout.split())
+
+    assert "--store URL" in text
+    assert "their keys are removed in the end" in text
+    assert "--processes N" in text
+    assert "--join" not in text
 
 
 def test_an_unknown_command_is_a_usage_error() -> None:

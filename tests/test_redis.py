@@ -1,24 +1,20 @@
-"""The Redis provider on real servers, which die, come back, lose their past and refuse, and over a network that fails."""
+"""The Redis provider on real servers: closing, threads, loops, processes, and where its keys are."""
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import gc
-import json
 import os
 import random
-import signal
-import subprocess
-import sys
+import socket
 import threading
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from types import FrameType
-from typing import Any, NamedTuple, Self, TypeVar
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 from weakref import ref
 
 import pytest
@@ -26,311 +22,471 @@ import pytest
 pytest.importorskip("redis")
 
 import redis
-from proxy import Blackhole, Cut, Delay, Dribble, HalfClose, Mode, Pass, Proxy, Reset, Stall
-from servers import REDIS62, VALKEY, Server, free_ports
 
-from stigmergy import (
-    Change,
-    Check,
-    Compacted,
-    DamagedValue,
-    Delete,
-    Flow,
-    Op,
-    OpenWatch,
-    OutcomeUnknown,
-    RevisionConflict,
-    Set,
-    StateError,
-    Store,
-    StoreClosed,
-    Unavailable,
-    Watch,
-    WatchClosed,
-    open_store,
-)
-from stigmergy.flow import Sleep
+from processes import eventually
+from proxy import Blackhole, Delay, Proxy
+from redis_tools import NewServer, NewStore, connections, drain, is_blocked, log_of, named, outcome, python, told_until
+from redis_tools import namespace as namespace
+from redis_tools import new_redis as new_redis
+from servers import REDIS62, VALKEY, Server
+from stigmergy import Change, Set, Store, StoreClosed, Unavailable, Watch, open_store
 from stigmergy.providers.redis import RedisStore
-from stigmergy.testing import Colour, check_linearizable, check_revisions
-from stigmergy.testing.history import Client, Invocation
-from stigmergy.testing.laws import check_log, check_observe, check_watch
+from stigmergy.testing import Colour
+from stigmergy.testing.laws import check_log
 from stigmergy.testing.traffic import all_at_once
 
-T = TypeVar("T")
-NewServer = Callable[..., Server]
-NewStore = Callable[..., Any]
-
-EVERYTHING = OpenWatch(prefix="")
-LATEST = OpenWatch(prefix="", latest=True)
-SLOW = [pytest.mark.slow, pytest.mark.timeout(300)]
-
-both_colours = pytest.mark.parametrize("name", ["sync", "async"])
-
-
-@pytest.fixture
-def namespace() -> str:
-    return os.urandom(6).hex()
-
-
-@pytest.fixture
-def new_store(colour: Colour) -> Iterator[NewStore]:
-    """`new_store(url=..., namespace=...)`: a store in this colour, closed afterwards."""
-    with colour.stores(RedisStore) as new:
-        yield new
-
-
-def eventually(condition: Callable[[], T], seconds: float = 10) -> T:
-    """What `condition` returns as soon as that is true."""
-    deadline = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.003)
-    return result
-
-
-def log_of(url: str, namespace: str) -> list[Change]:
-    """Every change since the first, as a store that was not there reads them."""
-    with RedisStore(url, namespace=namespace) as store:
-        return list(iter(store.watch(prefix="", since=0, capacity=None).get_nowait, None))
-
-
-def drain(watch: Watch) -> list[Change]:
-    return list(iter(watch.get_nowait, None))
-
-
-def named(url: str, name: str) -> str:
-    """The URL for connections that the server knows by that name."""
-    return f"{url}?client_name={name}"
-
-
-def connections(url: str, name: str) -> list[dict[str, str]]:
-    """What the server says of the connections of that name."""
-    with redis.Redis.from_url(url) as client:
-        return [each for each in client.client_list() if each["name"] == name]
-
-
-def is_blocked(url: str, name: str) -> bool:
-    """Whether a reader of that name waits for something to happen."""
-    return any("b" in each["flags"] for each in connections(url, name))
-
-
-# -- servers that die --------------------------------------------------------------------------------------------------
-
-
-class Traffic:
-    """Clients, in either colour, that call a store without end, whatever becomes of the server."""
-
-    def __init__(self, name: str, store: Store, clients: int = 4) -> None:
-        self.clients = [Client(store if name == "sync" else store.aio, number, []) for number in range(clients)]
-        self.failures = [0] * clients
-        self.keys: list[str] = []
-        self._store = store
-        self._stopped = False
-        run = self._run_in_threads if name == "sync" else self._run_in_tasks
-        self._thread = threading.Thread(target=run)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped = True
-        self._thread.join(timeout=30)
-        assert not self._thread.is_alive()
-
-    @property
-    def history(self) -> list[Invocation]:
-        return [call for client in self.clients for call in client.history]
-
-    def have_answers(self, number: int, seconds: float = 10) -> None:
-        """Wait until each client had so many more answers."""
-        before = [len(client.history) for client in self.clients]
-        eventually(lambda: all(len(c.history) >= n + number for c, n in zip(self.clients, before, strict=True)), seconds)
-
-    def have_failed(self) -> None:
-        """Wait until each client has met the failure that there is now."""
-        before = self.failures.copy()
-        eventually(lambda: all(now > then for now, then in zip(self.failures, before, strict=True)))
-
-    def _call(self, client: Client) -> Flow[None]:
-        calls = 0
-        while not self._stopped:
-            known, calls = len(client.history), calls + 1
-            yield from client.traffic(self.keys, 1, calls)
-            if len(client.history) == known or client.history[-1].outcome == "unknown":
-                self.failures[client.number] += 1
-                yield from Sleep(0.02)
-
-    def _run_in_threads(self) -> None:
-        all_at_once([lambda client=client: self._store.run(self._call(client)) for client in self.clients])
-
-    def _run_in_tasks(self) -> None:
-        async def run() -> None:
-            await asyncio.gather(*(self._store.aio.run(self._call(client)) for client in self.clients))
-
-        asyncio.run(run())
+# -- closing -----------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def consumed(name: str, watch: Watch) -> Iterator[list[Change]]:
-    """What `watch` delivers to somebody who always waits for the next change; closes it at the end."""
-    delivered: list[Change] = []
-
-    def consume() -> None:
-        delivered.extend(watch)
-
-    async def consume_async() -> None:
-        async for change in watch:
-            delivered.append(change)
-
-    thread = threading.Thread(target=consume if name == "sync" else lambda: asyncio.run(consume_async()))
-    thread.start()
+def watching(colour: Colour, url: str, namespace: str) -> Iterator[tuple[Any, list[threading.Thread]]]:
+    """A store with watches that somebody waits for, and whose reader waits as well."""
+    store = RedisStore(named(url, namespace), namespace=namespace)
+    face = colour.face(store)
+    watches = [store.watch("a"), store.watch(prefix=""), store.observe("a")]
+    threads = [threading.Thread(target=list, args=[watch]) for watch in watches]
+    for thread in threads:
+        thread.start()
     try:
-        yield delivered
+        yield face, threads
     finally:
-        watch.close()
-        thread.join(timeout=10)
-        assert not thread.is_alive()
+        store.close()
+        for thread in threads:
+            thread.join(timeout=10)
 
 
-@both_colours
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=SLOW)])
-def test_a_server_killed_under_traffic_loses_nothing_and_no_watch_misses_anything(
-    new_server: NewServer, namespace: str, name: str, kills: int
+def while_waiting(server: Server, proxy: Proxy, store: RedisStore) -> None:
+    """The reader waits for something to happen."""
+
+
+def while_nothing_gets_through(server: Server, proxy: Proxy, store: RedisStore) -> None:
+    proxy.mode = Blackhole()
+
+
+def while_asking(server: Server, proxy: Proxy, store: RedisStore) -> None:
+    """The reader has asked for the log, and gets no answer."""
+    with redis.Redis.from_url(server.url) as client:
+        ids = [each["id"] for each in client.client_list() if "b" in each["flags"]]
+        unblock = "".join(f"CLIENT UNBLOCK {each}\r\n" for each in ids)
+        with socket.create_connection(("127.0.0.1", server.port)) as raw:
+            raw.sendall(f"{unblock}CLIENT PAUSE 30000 ALL\r\n".encode())
+            eventually(lambda: not store._reader._transport._waiting)
+
+
+def while_connecting(server: Server, proxy: Proxy, store: RedisStore) -> None:
+    """The reader connects, and the other side accepts that and says nothing."""
+    proxy.mode = Blackhole()
+    connected = proxy.connections
+    proxy.drop_all()
+    eventually(lambda: proxy.connections > connected)
+
+
+def while_the_server_is_down(server: Server, proxy: Proxy, store: RedisStore) -> None:
+    connected = proxy.connections
+    server.kill()
+    eventually(lambda: proxy.connections > connected + 2)
+
+
+MOMENTS = [while_waiting, while_nothing_gets_through, while_asking, while_connecting, while_the_server_is_down]
+
+
+@pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: moment.__name__)
+async def test_close_takes_milliseconds_and_wakes_who_waits(
+    new_server: NewServer, colour: Colour, namespace: str, moment: Callable[..., None]
 ) -> None:
-    server = new_server(VALKEY, appendonly=True)
-    options = {"namespace": namespace, "history": 10_000_000, "timeout": 2.0}
-    with RedisStore(server.url, **options) as store, RedisStore(server.url, **options) as other:
-        read, unread = store.watch(prefix="", capacity=None), other.watch(prefix="", capacity=None)
-        observed, unobserved = store.observe(prefix=""), other.observe(prefix="")
-        late: list[Change] = []
-        late_states: list[Change] = []
-        traffic = Traffic(name, store)
+    server = new_server(VALKEY)
+    with Proxy(server.port) as proxy, watching(colour, f"redis://127.0.0.1:{proxy.port}", namespace) as (face, threads):
+        await face.set("b", 1)
+        eventually(lambda: is_blocked(server.url, namespace))
+        moment(server, proxy, colour.raw(face))
+        began = time.monotonic()
 
-        def is_told(head: int) -> bool:
-            return read.revision >= head and observed.revision >= head and other._hub.revision >= head
+        await face.close()
 
-        with consumed(name, read) as changes, consumed(name, observed) as states:
-            traffic.keys = ["start"]
-            with traffic:
-                for number in range(kills):
-                    # An unknown write may happen at any later time: keys of its own keep each round judgeable.
-                    traffic.keys = [f"{number}/{each}" for each in "abc"]
-                    traffic.have_answers(40)
-                    late += drain(unread)
-                    late_states += drain(unobserved)
-                    server.kill()
-                    traffic.have_failed()
-                    server.start()
-                    traffic.have_answers(10, seconds=10)
-                    head = other.scan(limit=1).revision
-                    eventually(lambda head=head: is_told(head), seconds=10)
-                    with redis.Redis.from_url(server.url) as client:
-                        assert client.info("stats")["total_connections_received"] <= 20
-            head = other.scan(limit=1).revision
-            eventually(lambda: is_told(head))
-        late += drain(unread)
-        late_states += drain(unobserved)
-        log = drain(other.watch(prefix="", since=0, capacity=None))
+        assert time.monotonic() - began < 0.5
+        for thread in threads:
+            thread.join(timeout=0.5)
+        assert not any(thread.is_alive() for thread in threads)
+        with pytest.raises(StoreClosed):
+            await face.get("a")
+        await face.close()
 
-    history = traffic.history
-    assert any(call.outcome == "unknown" for call in history) or kills < 20
-    assert check_linearizable(history) == []
-    assert check_revisions(history) == []
+
+async def test_a_store_that_is_dropped_ends_its_thread_and_closes_its_connections(
+    valkey: Server, colour: Colour, namespace: str
+) -> None:
+    gc.collect()
+    threads = _thread._count()
+
+    async def use_and_drop() -> ref[Store]:
+        store = RedisStore(named(valkey.url, namespace), namespace=namespace)
+        face = colour.face(store)
+        watch = face.watch("a")
+        await face.set("a", 1)
+        assert (await colour.get(watch)).value == 1
+        assert connections(valkey.url, namespace)
+        return ref(store)
+
+    dropped = await use_and_drop()
+    gc.collect()
+    if colour.name == "async":
+        await asyncio.sleep(0)  # a loop closes its connections itself
+
+    assert dropped() is None
+    if colour.name == "sync":
+        eventually(lambda: connections(valkey.url, namespace) == [])
+        eventually(lambda: _thread._count() <= threads)
+    else:
+        await asyncio.to_thread(eventually, lambda: connections(valkey.url, namespace) == [])
+
+
+def test_a_watch_keeps_its_store_alive_and_nothing_else_does(valkey: Server, namespace: str) -> None:
+    store: RedisStore | None = RedisStore(named(valkey.url, namespace), namespace=namespace)
+    assert store is not None
+    dropped = ref(store)
+    watch: Watch | None = store.watch("a")
+    store = None
+    gc.collect()
+    with RedisStore(valkey.url, namespace=namespace) as other:
+        other.set("a", 1)
+    assert watch is not None
+    assert watch.get(timeout=5).value == 1
+    assert dropped() is not None
+
+    watch = None
+    gc.collect()
+
+    assert dropped() is None
+    eventually(lambda: connections(valkey.url, namespace) == [])
+
+
+async def test_a_reader_that_nobody_needs_any_more_rests_and_comes_back(
+    valkey: Server, colour: Colour, new_redis: NewStore, namespace: str
+) -> None:
+    store = new_redis(url=named(valkey.url, namespace), namespace=namespace)
+    for number in range(2):
+        watch = store.watch("a")
+        await store.set("a", number)
+        assert (await colour.get(watch)).value == number
+        eventually(lambda: is_blocked(valkey.url, namespace))
+        watch.close()
+        await store.set("a", "unseen")  # which wakes the reader
+
+        eventually(lambda: not is_blocked(valkey.url, namespace))
+        eventually(lambda: colour.raw(store)._reader._transport is None)
+
+
+def test_a_server_may_be_away_for_as_long_as_it_likes(valkey: Server, namespace: str) -> None:
+    with RedisStore(valkey.url, namespace=namespace) as store:
+        reader = store._reader
+        for failures in (1, 10, 1_000, 1_000_000):
+            reader._pauses.put(None)  # so that the pause is none
+            reader._fail(Unavailable("away"), failures)
+
+
+# -- event loops -------------------------------------------------------------------------------------------------------
+
+
+def test_one_store_serves_loops_one_after_the_other_and_each_closes_its_connections(
+    redis_url: str, namespace: str
+) -> None:
+    with RedisStore(named(redis_url, namespace), namespace=namespace) as store:
+
+        async def use(number: int, watch: Watch | None) -> Watch:
+            watch = watch or await store.aio.watch("a")
+            await asyncio.gather(*(store.aio.set("a", f"{number}/{each}") for each in range(5)))
+            values = {(await watch.aget()).value for _ in range(5)}
+            assert values == {f"{number}/{each}" for each in range(5)}
+            assert 1 < len(await asyncio.to_thread(connections, redis_url, namespace)) <= 7
+            return watch
+
+        watch = None
+        for number in range(3):
+            watch = asyncio.run(use(number, watch))
+            eventually(
+                lambda: len(connections(redis_url, namespace)) <= 2
+            )  # of the reader, and of who opened the watch
+
+
+def test_one_store_serves_loops_and_threads_side_by_side(redis_url: str, namespace: str) -> None:
+    with RedisStore(named(redis_url, namespace), namespace=namespace) as store:
+
+        def in_thread(number: int) -> None:
+            for each in range(100):
+                revision = store.set(f"{number}", each)
+                assert store.get_entry(f"{number}")[:2] == (each, revision)
+                store.update("sum", lambda value: value + 1, default=0)
+
+        async def task(number: str) -> None:
+            for each in range(25):
+                revision = await store.aio.set(number, each)
+                assert (await store.aio.get_entry(number))[:2] == (each, revision)
+                await store.aio.update("sum", lambda value: value + 1, default=0)
+
+        async def in_tasks(number: int) -> None:
+            await asyncio.gather(*(task(f"{number}/{each}") for each in range(4)))
+
+        watch = store.watch(prefix="", capacity=None)
+        threads = [partial(in_thread, number) for number in range(2)]
+        all_at_once([*threads, *(lambda number=number: asyncio.run(in_tasks(number)) for number in (2, 3))])
+
+        assert store.get("sum") == 400
+        eventually(lambda: len(connections(redis_url, namespace)) <= 4)
+        log = told_until(watch, store.scan().revision)
+        assert check_log(log) == []
+        assert len(log) == 800
+
+
+async def test_a_hundred_tasks_share_so_many_connections(valkey: Server, namespace: str) -> None:
+    with Proxy(valkey.port) as proxy:
+        url = named(f"redis://127.0.0.1:{proxy.port}", namespace)
+        async with RedisStore(url, namespace=namespace).aio as store:
+            proxy.mode = Delay(0.001, 0.01)
+            revisions = await asyncio.gather(*(store.set(f"{number}", number) for number in range(100)))
+            values = await asyncio.gather(*(store.get(f"{number}") for number in range(100)))
+
+            assert sorted(revisions) == [*range(1, 101)]
+            assert values == [*range(100)]
+            assert 2 <= len(await asyncio.to_thread(connections, valkey.url, namespace)) <= 32
+            assert proxy.connections <= 32
+
+
+# -- several processes -------------------------------------------------------------------------------------------------
+
+
+EXPIRING = """
+import json, random, sys
+from stigmergy.providers.redis import RedisStore
+
+url, namespace, number = sys.argv[1:]
+draw = random.Random(int(number))
+with RedisStore(url, namespace=namespace) as store:
+    watch = store.watch(prefix="", capacity=None)
+    print(end="\\n", flush=True)
+    sys.stdin.readline()
+    for key in range(40):
+        store.set(f"{number}/{key}", "early", ttl=draw.uniform(0.3, 1))
+        if key % 4 == 0:
+            store.set(f"{number}/{key}", "late", ttl=draw.uniform(0.5, 1))
+    expired = []
+    while len(expired) < 200:
+        change = watch.get(timeout=20)
+        if change.expired:
+            expired.append((change.revision, change.key, change.old_value, change.time))
+    print(json.dumps(expired))
+"""
+
+
+def test_processes_that_compete_make_each_deadline_one_change_that_all_of_them_see(
+    redis_url: str, namespace: str
+) -> None:
+    processes = [python(EXPIRING, redis_url, namespace, str(number)) for number in range(5)]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "\n"
+
+    with RedisStore(redis_url, namespace=namespace) as store:
+        watch = store.watch(prefix="", capacity=None)
+        told = all_at_once([lambda process=process: outcome(process, "\n") for process in processes])
+        log = log_of(redis_url, namespace)
+        assert drain(watch) == log
+
+    expired = [change for change in log if change.expired]
     assert check_log(log) == []
-    assert len(log) == head
-    assert check_watch(changes, log, EVERYTHING, since=0, until=head) == []
-    assert check_watch(late, log, EVERYTHING, since=0, until=head) == []
-    assert check_observe(states, log, LATEST) == []
-    assert check_observe(late_states, log, LATEST) == []
+    assert Counter(change.key for change in expired) == {f"{n}/{key}": 1 for n in range(5) for key in range(40)}
+    assert [change.old_value == "late" for change in expired] == [int(c.key.split("/")[1]) % 4 == 0 for c in expired]
+    assert told == [[[c.revision, c.key, c.old_value, c.time] for c in expired]] * 5
 
 
-def is_told_by(watch: Watch, revision: int) -> Callable[[], bool]:
-    return lambda: watch.revision >= revision
+def test_deadlines_become_changes_in_their_order(redis_url: str, namespace: str) -> None:
+    draw = random.Random(namespace)
+    with RedisStore(redis_url, namespace=namespace) as store:
+        watch = store.watch(prefix="", capacity=None)
+        store.commit(*(Set(f"{number}", number, ttl=draw.uniform(0.2, 0.6)) for number in range(200)))
+        deadlines = {key: entry.expires for key, entry in store.scan().items()}
+        expired: list[Change] = []
+        while len(expired) < 200:
+            change = watch.get(timeout=10)
+            expired += [change] if change.expired else []
+
+    assert len(deadlines) == 200
+    assert [change.key for change in expired] == sorted(deadlines, key=lambda key: (deadlines[key], key))
+    late = [change.time - (deadlines[change.key] or 0) for change in expired]
+    assert min(late) >= 0
+    assert max(late) < 2
+
+
+# -- fork --------------------------------------------------------------------------------------------------------------
+
+
+FORKING = """
+import asyncio, faulthandler, json, os, sys, threading, traceback, warnings
+from stigmergy.providers.redis import RedisStore
+
+warnings.simplefilter("ignore", DeprecationWarning)  # that a fork beside threads may hang; here it may not
+url, namespace = sys.argv[1:]
+store = RedisStore(url, namespace=namespace)
+watch = store.watch(prefix="", capacity=None)
+stopped, counts, wrong = threading.Event(), [0] * 5, []
+
+def use(number):
+    while not stopped.is_set():
+        counts[number] += 1
+        store.set(f"{number}", f"{number} {counts[number]}")
+        if store.get(f"{number}") != f"{number} {counts[number]}":
+            wrong.append(number)
+
+async def use_in_loop(number):
+    while not stopped.is_set():
+        counts[number] += 1
+        await store.aio.set(f"{number}", f"{number} {counts[number]}")
+        if await store.aio.get(f"{number}") != f"{number} {counts[number]}":
+            wrong.append(number)
+
+def run_loop():
+    async def both():
+        await asyncio.gather(use_in_loop(2), use_in_loop(3))
+    asyncio.run(both())
+
+def crowd():  # so that there are idle connections
+    together = threading.Barrier(8)
+    def meet():
+        together.wait()
+        store.get("absent")
+    crowd = [threading.Thread(target=meet) for _ in range(8)]
+    for each in crowd:
+        each.start()
+    for each in crowd:
+        each.join()
+
+def be_child(name):
+    list(watch)  # the parent's has ended here
+    mine = store.watch(name)
+    for number in range(30):
+        store.set(name, number)
+        assert store.get(name) == number
+        assert mine.get(timeout=5).value == number
+    async def again():
+        for number in range(30, 60):
+            await store.aio.set(name, number)
+            assert await store.aio.get(name) == number
+            assert (await mine.aget()).value == number
+    asyncio.run(again())
+    store.close()
+
+threads = [threading.Thread(target=each) for each in (lambda: use(0), lambda: use(1), run_loop)]
+for thread in threads:
+    thread.start()
+children = []
+for number in range(5):
+    crowd()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        faulthandler.dump_traceback_later(20, exit=True)  # so that it can be seen where somebody hangs
+        try:
+            be_child(f"child {number}")
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+        finally:
+            os._exit(status)
+    children.append(child)
+statuses = []
+for child in children:
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+        counts[4] += 1
+        store.set("4", f"4 {counts[4]}")
+        if store.get("4") != f"4 {counts[4]}":
+            wrong.append(4)
+    statuses.append(ended[1])
+stopped.set()
+for thread in threads:
+    thread.join()
+head = store.set("last", "value")
+seen = []
+while not seen or seen[-1] < head:
+    seen.append(watch.get(timeout=10).revision)
+store.close()
+print(json.dumps([statuses, wrong, seen == list(range(1, head + 1)), sum(counts)]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_forked_children_and_their_parent_go_on_apart(valkey: Server, namespace: str) -> None:
+    url = named(valkey.url, namespace)
+
+    statuses, wrong, complete, written = outcome(python(FORKING, url, namespace))
+
+    assert (statuses, wrong, complete) == ([0] * 5, [], True)
+    log = log_of(valkey.url, namespace)
+    assert check_log(log) == []
+    assert len(log) == written + 5 * 60 + 1
+    for child in range(5):
+        assert [change.value for change in log if change.key == f"child {child}"] == [*range(60)]
+    eventually(lambda: connections(valkey.url, namespace) == [])
+
+
+# -- where it is -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("url", ["redis://h?histroy=1000", "valkey://h/0?x=", "redis://h?retry_on_error=1"])
+def test_an_option_that_nobody_knows_is_a_value_error(url: str) -> None:
+    with pytest.raises(ValueError, match=r"has no option '(histroy|x|retry_on_error)' in its URL"):
+        open_store(url)
+
+
+def test_options_may_be_in_the_url(valkey: Server, namespace: str) -> None:
+    with open_store(f"valkey://127.0.0.1:{valkey.port}?namespace={namespace}&history=100&timeout=2.5") as store:
+        store.set("a", 1)
+        assert repr(store) == f"<RedisStore 127.0.0.1:{valkey.port}/0, namespace {namespace!r}>"
+    with RedisStore(valkey.url, namespace=namespace) as same:
+        assert same.get("a") == 1
+
+
+ODD = ["a", "a b", "ä✓🐜", "*?[]", "x" * 300, "%7B", "a:b", "$1", "\\", "'\""]
 
 
 @pytest.mark.parametrize("engine", [VALKEY, REDIS62], ids=lambda engine: engine.name)
-async def test_a_plain_restart_continues_the_same_life(
-    new_server: NewServer, colour: Colour, new_store: NewStore, namespace: str, engine: Any
-) -> None:
-    server = new_server(engine, appendonly=True)
-    store = new_store(url=server.url, namespace=namespace)
-    watch = store.watch(prefix="", capacity=None)
-    observe = store.observe("a")
-    assert await store.set("a", 0) == 1
-    bookmark = (await store.scan()).bookmark
-
-    for number in range(1, 4):
-        server.restart()
-        assert await store.set("a", number) == number + 1
-        assert (await store.scan()).bookmark == bookmark.replace(".1", f".{number + 1}")
-
-    assert [(await colour.get(watch)).revision for _ in range(4)] == [1, 2, 3, 4]
-    assert watch.bookmark == bookmark.replace(".1", ".4")
-    while (await colour.get(observe)).value != 3:
-        pass
-    since = store.watch(prefix="", since=bookmark)
-    assert [(await colour.get(since)).value for _ in range(3)] == [1, 2, 3]
-
-
-async def test_a_watch_hears_of_a_server_that_was_away_though_nobody_else_asks_it(
-    new_server: NewServer, colour: Colour, new_store: NewStore, namespace: str
-) -> None:
-    server = new_server(VALKEY, appendonly=True)
-    store = new_store(url=server.url, namespace=namespace)
-    watch = store.watch("a")
-    await store.set("a", 1)
-    assert (await colour.get(watch)).value == 1
-    server.restart()
-
-    with RedisStore(server.url, namespace=namespace) as other:
-        other.set("a", 2)
-
-    assert (await colour.get(watch, timeout=10)).value == 2
-
-
-# -- servers that lose their past --------------------------------------------------------------------------------------
-
-
-def flush(server: Server) -> None:
+def test_a_cluster_serves_a_store_for_all_its_keys_share_a_slot(new_server: NewServer, engine: Any) -> None:
+    server = new_server(engine, options={"cluster-enabled": "yes"})
     with redis.Redis.from_url(server.url) as client:
-        client.flushall()
+        client.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
+        eventually(lambda: b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO"))
+        slots: dict[str, set[int]] = {}
+        for namespace in ODD:
+            client.flushall()
+            with RedisStore(server.url, namespace=namespace) as store:
+                watch = store.watch("a")
+                store.commit(Set("a", 1, ttl=100), Set("b", 2))
+                assert watch.get(timeout=5).value == 1
+                assert dict(store.get_many(["a", "b"])) == {"a": 1, "b": 2}
+            keys = client.keys("*")
+            assert len(keys) == 5
+            slots[namespace] = {client.execute_command("CLUSTER", "KEYSLOT", key) for key in keys}
+    assert {namespace: len(each) for namespace, each in slots.items()} == dict.fromkeys(ODD, 1)
+    assert len(set(map(frozenset, slots.values()))) > 5
 
 
-async def ended(colour: Colour, watch: Watch, seconds: float = 10) -> Compacted:
-    """How `watch` ends after all that it has buffered."""
-    with pytest.raises(Compacted) as caught:
-        while True:
-            await colour.get(watch, seconds)
-    return caught.value
+@pytest.mark.parametrize("namespace", ["", "a}", "{a", "a\n", "a\x7f"])
+def test_a_namespace_that_would_not_stay_in_its_slot_is_refused(namespace: str) -> None:
+    with pytest.raises(ValueError, match="a namespace"):
+        RedisStore(namespace=namespace)
 
 
-async def test_after_an_emptied_server_revisions_go_on_above_all_seen(
-    new_server: NewServer, colour: Colour, new_store: NewStore, namespace: str
+async def test_namespaces_do_not_see_each_other(
+    redis_url: str, colour: Colour, new_redis: NewStore, namespace: str
 ) -> None:
-    server = new_server(VALKEY)
-    store = new_store(url=server.url, namespace=namespace)
-    watch, observe = store.watch(prefix=""), store.observe(prefix="")
-    for number in range(5):
-        await store.set("a", number)
-    await store.set("b", 0)
-    bookmark = (await store.scan()).bookmark
-    for _ in range(6):
-        await colour.get(watch)
-    eventually(lambda: observe.reached >= 6 if hasattr(observe, "reached") else True)
-    seen = {change.key: change async for change in states_until(colour, observe, "b")}
-    flush(server)
+    one, other = (new_redis(url=redis_url, namespace=f"{namespace}{end}") for end in ("", ":"))
+    watch, observe = other.watch(prefix=""), other.observe(prefix="")
+    await one.commit(Set("a", 1), Set("b", 2, ttl=0.01))
+    eventually(lambda: colour.raw(one).get("b") is None)
 
-    assert await store.set("c", 1) == 7
-
-    compacted = await ended(colour, watch)
-    assert compacted.since == bookmark
-    assert compacted.oldest == 7
-    left = {change.key: change async for change in states_until(colour, observe, "b")}
-    assert set(seen) == {"a", "b"}
-    assert {key: change.op for key, change in left.items()} | {"c": Op.SET} == {"a": "delete", "b": "delete", "c": "set"}
-    assert left["b"].old_value == 0
-    with pytest.raises(Compacted) as caught:
-        await opened(store.watch(prefix="", since=bookmark))
-    assert (caught.value.since, caught.value.oldest) == (bookmark, 7)
-    assert dict((await store.scan()).items()).keys() == {"c"}
+    assert await other.get("a") is None
+    assert list(await other.scan()) == []
+    assert await other.delete("a") is False
+    assert await other.set("c", 3) == 1
+    assert (await colour.get(watch)).key == "c"
+    assert (await colour.get(observe)).key == "c"
+    assert list(await one.scan()) == ["a"]

@@ -54,7 +54,7 @@ class Bench:
         return done.revisions
 
     def read(self, key: str) -> Stored | None:
-        return run(self.engine.read(key), self.transport.request)
+        return run(self.engine.read(key, NOWHERE), self.transport.request)
 
     def scan(self, prefix: str = "", **request: Any) -> Found:
         return run(self.engine.scan(Scan(prefix, **request), self.seen), self.transport.request)

@@ -1,4 +1,4 @@
-"""Connections to Redis, in both colours: what failures are called, that no write is sent twice, and nothing left over."""
+"""Connections to Redis, in both colours: what failures are called, what is sent, and that nothing is left over."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Client:
         return int(done.revisions[0])
 
     def get(self) -> Any:
-        return self.run(self.engine.read("a"))
+        return self.run(self.engine.read("a", NOWHERE))
 
     def idle(self) -> int:
         if self.runner:
@@ -208,7 +208,7 @@ def test_a_commit_whose_answer_is_lost_is_sent_once(new_client: NewClient, proxy
 def test_what_may_be_repeated_is_repeated_once(new_client: NewClient, proxy: Proxy, valkey: Server) -> None:
     client = new_client(through(proxy))
     client.set()
-    for flow in (lambda: client.engine.read("a"), lambda: client.engine.log(0, NOWHERE)):
+    for flow in (lambda: client.engine.read("a", NOWHERE), lambda: client.engine.log(0, NOWHERE)):
         client.get()
         proxy.mode = Pass()
         before = proxy.connections
@@ -344,7 +344,7 @@ async def test_requests_cancelled_at_any_moment_mix_up_no_answers(valkey: Server
             await asyncio.sleep(0)
         task.cancel()
         await asyncio.wait([task])
-        assert await arun(asked.read("absent"), transport.request) is None
+        assert await arun(asked.read("absent", NOWHERE), transport.request) is None
     await transport.close()
 
 
@@ -353,7 +353,7 @@ async def test_a_loop_has_so_many_connections_and_no_more(proxy: Proxy) -> None:
     transport = asked.async_transport()
     await asyncio.gather(*(arun(asked.commit(WRITE, NOWHERE), transport.request) for _ in range(200)))
     assert proxy.connections <= 32
-    stored = await arun(asked.read("a"), transport.request)
+    stored = await arun(asked.read("a", NOWHERE), transport.request)
     assert stored is not None
     assert stored.revision == 200
     await transport.close()
@@ -380,7 +380,7 @@ def test_waiting_can_be_interrupted(valkey: Server) -> None:
     assert [type(error) for error in failed] == [Unavailable]
     assert run(asked.commit(WRITE, NOWHERE), transport.request).revisions == (1,)
     transport.interrupt()
-    assert run(asked.read("a"), transport.request) is not None
+    assert run(asked.read("a", NOWHERE), transport.request) is not None
     transport.close()
 
 
@@ -462,7 +462,7 @@ def test_loops_side_by_side_have_connections_of_their_own(valkey: Server) -> Non
         thread.start()
     for thread in threads:
         thread.join()
-    stored = run(asked.read("a"), (sync := asked.transport()).request)
+    stored = run(asked.read("a", NOWHERE), (sync := asked.transport()).request)
     sync.close()
     assert stored is not None
     assert stored.revision == 200
@@ -534,7 +534,7 @@ def test_options_are_taken_from_the_url_and_given_ones_win() -> None:
         ("redis://host/0?namespace=", "namespace"),
         ("redis://host/0?namespace={a}", "namespace"),
         ("redis://host/0?namespace=a%0a", "namespace"),
-        ("redis://host/0?db=x", "'db'"),
+        ("redis://host/0?db=x", "db"),
         ("redis://host/0?socket_timeout=5", "'socket_timeout'"),
         ("redis://host/0?protocol=3", "'protocol'"),
         ("redis://host/0?retry_on_timeout=true", "'retry_on_timeout'"),

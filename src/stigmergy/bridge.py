@@ -100,6 +100,10 @@ class _ThreadedStore(AsyncStore):
     async def close(self) -> None:
         await self._in_thread(self._store.close)
 
+    def abandon(self) -> None:
+        """In a child process: forget the watches that the parent had yet to open, and who was about to."""
+        self._unopened = Unopened(self._store)
+
     async def _in_thread(self, method: Callable[..., T], *args: Any) -> T:
         return await asyncio.to_thread(self._open_and_call, method, *args)
 

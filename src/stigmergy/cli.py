@@ -9,12 +9,14 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from io import TextIOWrapper
 from types import FrameType
 
 __all__ = ["main"]
 
 _MAX_WORKERS = 256
+_MAX_PROCESSES = 64
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,17 +64,20 @@ def _dispatch(argv: Sequence[str] | None) -> int:
     if arguments.command is None:
         parser.print_help()
         return 2
-    return _demo(arguments.folder, arguments.workers)
+    return _demo(arguments)
 
 
-def _demo(folder: str, workers: int) -> int:
-    from stigmergy.demo import DemoError, run
+def _demo(arguments: argparse.Namespace) -> int:
+    from stigmergy.demo import DemoError, join, run
 
     try:
-        run(folder, workers)
+        if arguments.join:
+            join()
+        else:
+            run(arguments.folder, arguments.workers, arguments.store, arguments.processes)
     except DemoError as error:
         print(f"stigmergy demo: {error}", file=sys.stderr)
-        return 2
+        return error.status
     return 0
 
 
@@ -84,20 +89,38 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help=about, description=about)
     demo.add_argument("folder", metavar="FOLDER", nargs="?", default=".", help="where to look (default: here)")
     demo.add_argument(
-        "--workers", metavar="N", type=_workers, default=4, help="how many: half are tasks, half threads (default: 4)"
+        "--workers",
+        metavar="N",
+        type=partial(_number, _MAX_WORKERS),
+        default=4,
+        help="how many in each process: half are tasks, half threads (default: 4)",
     )
+    demo.add_argument(
+        "--store",
+        metavar="URL",
+        default="memory",
+        help="what they share: sqlite:///FILE, redis://HOST/0; their keys are removed in the end (default: memory)",
+    )
+    demo.add_argument(
+        "--processes",
+        metavar="N",
+        type=partial(_number, _MAX_PROCESSES),
+        default=1,
+        help="how many work together; several need a store that they can share (default: 1)",
+    )
+    demo.add_argument("--join", action="store_true", help=argparse.SUPPRESS)  # how further processes are started
     return parser
 
 
-def _workers(text: str) -> int:
-    """`text` as a number of workers."""
+def _number(most: int, text: str) -> int:
+    """`text` as a number from 1 to `most`."""
     try:
-        workers = int(text)
+        number = int(text)
     except ValueError:
-        workers = 0
-    if not 1 <= workers <= _MAX_WORKERS:
-        raise argparse.ArgumentTypeError(f"a number from 1 to {_MAX_WORKERS} is needed, not {text!r}")
-    return workers
+        number = 0
+    if not 1 <= number <= most:
+        raise argparse.ArgumentTypeError(f"a number from 1 to {most} is needed, not {text!r}")
+    return number
 
 
 @contextmanager

@@ -130,46 +130,57 @@ class Hub:
         self.epoch = epoch
         self.revision = revision
 
-    def stage(self, request: OpenWatch) -> Staged:
+    def stage(self, staged: Staged) -> None:
         """Join at once; what the watch begins with is to follow, by `open_staged`."""
-        staged = Staged(self, request)
         self._join(staged)
-        return staged
 
     def open_staged(
-        self, staged: Staged, request: OpenWatch, past: Iterable[Change], since: int, revision: int, owner: object
+        self,
+        staged: Staged,
+        request: OpenWatch,
+        past: Iterable[Change],
+        since: int,
+        epoch: str,
+        revision: int,
+        owner: object,
     ) -> Watch:
-        """Return a watch in the place of `staged`. It begins with `past`, all that matches between the two revisions."""
+        """A watch in the place of `staged`. It begins with `past`: all that matches between the two revisions."""
         subscription = self._subscription(request)
         watch = Watch(subscription, owner)
         subscription.loaded = subscription.load(past)
         subscription.taken = since
         subscription.seen = revision
-        for change in staged.changes:
-            subscription.put(change)
+        subscription.epoch = epoch
+        if epoch == self.epoch:  # else the reader is in the life before, and brings what follows when it is in this one
+            for change in staged.changes:
+                subscription.put(change)
         self._join(subscription)
         self._end([staged])
         return watch
 
     def restart(
         self, epoch: str, revision: int, oldest: int, current: dict[LatestState, tuple[int, list[Change]]]
-    ) -> None:
-        """Go on from a moment to which the log has no way: `Compacted` ends each watch of every change.
+    ) -> bool:
+        """Go on from a moment to which the log has no way: `Compacted` ends each watch of every change that it misses.
 
-        Those of the latest state go on from what is `current` for each, and as of which revision.
+        Those of the latest state go on from what is `current` for each, and as of which revision. `False`: there are
+        others by now.
         """
         everybody = self._everybody()
+        if any(isinstance(each, LatestState) and each not in current for each in everybody):
+            return False
         for subscription in everybody:
-            if isinstance(subscription, EveryChange):
+            is_there = subscription.epoch == epoch and subscription.seen >= revision
+            if isinstance(subscription, EveryChange) and not is_there:
                 subscription.end(Compacted(subscription.bookmark(), oldest))
         self._end([each for each in everybody if each.ended])
         self.begin(epoch, revision)
         for subscription in everybody:
             if isinstance(subscription, Staged):
-                subscription.changes.clear()
-                subscription.epoch = epoch
-            elif isinstance(subscription, LatestState) and subscription in current:
+                subscription.changes = []
+            elif isinstance(subscription, LatestState):
                 subscription.restart(*current[subscription])
+        return True
 
     def latest(self) -> list[LatestState]:
         """The watches of the latest state."""

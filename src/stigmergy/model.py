@@ -7,7 +7,7 @@ values.
 
 from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
 
 __all__ = ["Change", "Check", "Delete", "Entry", "Meta", "Op", "Set", "Snapshot", "Ttl", "Write"]
 
@@ -148,6 +148,9 @@ class Snapshot(Mapping[str, Entry]):
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("a Snapshot is immutable")
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Snapshot cannot be copied or pickled: it reads what the store keeps; take dict(snapshot)")
 
     def __repr__(self) -> str:
         return f"Snapshot({len(self)} entries, revision={self.revision})"

@@ -294,7 +294,7 @@ class LatestState(Subscription):
         delivered = self.delivered
         there = self.load(each for each in current if delivered.get(each.key) != (each.value, each.revision))
         gone = delivered.keys() - {each.key for each in current}
-        for key in gone:
+        for key in sorted(gone):
             there[key] = _gone(key, revision)
         self.epoch, self.loaded, self.seen = self.hub.epoch, there, revision
         self.hub.afterwards.append(self)

@@ -1,4 +1,4 @@
-"""The agents: a planner, workers, a collector; and the crew of threads that they run in."""
+"""The agents: a planner, workers, a collector, a foreman; and the crew of threads that they run in."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from functools import partial
 from itertools import islice
 from threading import Thread
 from time import monotonic, sleep
+from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from stigmergy.demo.files import text_files, words_of
-from stigmergy.errors import RevisionConflict, StoreClosed, WatchClosed
-from stigmergy.flow import Call, Commit, Flow, Next, OpenWatch, Operation
+from stigmergy.errors import ClaimLost, RevisionConflict, StoreClosed, WatchClosed
+from stigmergy.flow import Call, Commit, Flow, GetEntry, Next, OpenWatch, Operation
 from stigmergy.middleware import Middleware
-from stigmergy.model import Change, Delete, Op, Set
+from stigmergy.model import Change, Check, Delete, Op, Set
 from stigmergy.store import Store
 from stigmergy.watch import Watch
 
@@ -30,10 +31,14 @@ __all__ = [
     "Totals",
     "batches",
     "collect",
+    "foreman",
     "noting",
     "plan",
     "run_tasks",
     "start_agents",
+    "start_workers",
+    "team",
+    "uninterrupted",
     "worker",
 ]
 
@@ -49,13 +54,17 @@ class Plan(NamedTuple):
 class Task(NamedTuple):
     path: str
     owner: str | None = None
+    done: bool = False
 
 
 class Status(NamedTuple):
     files: int = 0
     words: int = 0
+    """Of these files."""
     path: str = ""
     """Of the file that the worker is at."""
+    more: int = 0
+    """How many words of that it has counted so far."""
 
 
 class Result(NamedTuple):
@@ -77,11 +86,24 @@ class Totals(NamedTuple):
 def start_agents(crew: Crew, store: Store, folder: str, names: Iterable[str]) -> None:
     """Start everybody; in any order, but that the collector's watch is open before there can be results."""
     crew.start(collect, store, store.watch(prefix="result:", capacity=None))
-    crew.start(run_tasks, store, [name for name in names if name.startswith("task")])
-    for name in names:
-        if name.startswith("thread"):
-            crew.start(store.run, worker(name, rest=_go_on))
+    start_workers(crew, store, names)
     crew.start(plan, store, folder)
+
+
+def start_workers(crew: Crew, store: Store, names: Iterable[str], lease: str | None = None) -> None:
+    """Start those who are called `team(...)`."""
+    tasks = [name for name in names if "task-" in name]
+    crew.start(run_tasks, store, tasks, lease)
+    for name in names:
+        if name not in tasks:
+            crew.start(store.run, worker(name, _go_on, lease))
+
+
+def team(workers: int, process: str = "") -> list[str]:
+    """The names of so many workers of one process: half are tasks, half threads."""
+    tasks = workers // 2
+    names = [f"task-{n + 1}" for n in range(tasks)] + [f"thread-{n + 1}" for n in range(workers - tasks)]
+    return [f"{process}/{name}" for name in names] if process else names
 
 
 def plan(store: Store, folder: str) -> None:
@@ -94,7 +116,7 @@ def plan(store: Store, folder: str) -> None:
     store.set("plan", Plan(tasks, complete=True))
 
 
-def worker(name: str, rest: Callable[[], object]) -> Flow[None]:
+def worker(name: str, rest: Callable[[], object], lease: str | None = None) -> Flow[None]:
     """Claim tasks, count their words, report. Written once: threads run this flow, and so do tasks; only that those
     must `rest` now and then, for the others of their event loop.
 
@@ -102,48 +124,90 @@ def worker(name: str, rest: Callable[[], object]) -> Flow[None]:
     claimed meanwhile arrives as claimed.
     """
     done = Status()
-    with suppress(StoreClosed, WatchClosed):  # so everybody is sent home
+    with suppress(StoreClosed, WatchClosed, ClaimLost):  # so everybody is sent home
         tasks = yield from OpenWatch(prefix="task:", latest=True)
         while True:
             task = yield from Next(tasks)
-            if task.value.owner is None and (yield from claim(task, name)):
-                done = yield from count(task, name, done, rest)
+            if task.op is Op.SET and task.value.owner is None:
+                revision = yield from claim(task, name, lease)
+                if revision:
+                    done = yield from count(task, revision, name, done, rest)
 
 
-def run_tasks(store: Store, names: Iterable[str]) -> None:
+def run_tasks(store: Store, names: Iterable[str], lease: str | None = None) -> None:
     """Run workers as tasks of one event loop."""
 
     async def together() -> None:
         async with asyncio.TaskGroup() as group:
             for name in names:
-                group.create_task(store.aio.run(worker(name, rest=partial(asyncio.sleep, 0))))
+                group.create_task(store.aio.run(worker(name, partial(asyncio.sleep, 0), lease)))
 
     asyncio.run(together())
 
 
-def claim(task: Change, name: str) -> Flow[bool]:
-    """Put a name on the task, on condition that it still is as it was seen: of all who try, one succeeds."""
-    try:
-        yield from Commit((Set(task.key, task.value._replace(owner=name), if_revision=task.revision),))
-    except RevisionConflict:
-        return False
-    return True
+def claim(task: Change, name: str, lease: str | None) -> Flow[int]:
+    """Put a name on the task, on condition that it still is as it was seen: of all who try, one succeeds.
+
+    Returns the revision of the task by then, 0 for those who failed. Who works in a process that may vanish needs its
+    `lease` as well: a task claimed without one would never be given back. Raises `ClaimLost` when that is gone.
+    """
+    named = Set(task.key, task.value._replace(owner=name), if_revision=task.revision)
+    while True:
+        checks = () if lease is None else ((yield from is_held(lease, name)),)
+        try:
+            *_, revision = yield from Commit((*checks, named))
+        except RevisionConflict as conflict:
+            if conflict.key != lease:  # else it was renewed since
+                return 0
+        else:
+            return revision or 0
 
 
-def count(task: Change, name: str, done: Status, rest: Callable[[], object]) -> Flow[Status]:
-    """Count the words of a task's file, and leave the result together with what the worker has done by then."""
-    path, counts, words = task.value.path, Counter[bytes](), done.words
-    try:
-        for chunk in words_of(path):
-            counts.update(chunk)
-            words += len(chunk)
-            yield from Commit((Set(f"worker:{name}", Status(done.files, words, path)),))
-            yield from Call(rest)
-        done, result = Status(done.files + 1, words), Result(path, counts)
-    except OSError as error:
-        result = Result(path, Counter(), error.strerror or str(error))
-    yield from Commit((Set(task.key.replace("task", "result"), result), Set(f"worker:{name}", done)))
+def is_held(lease: str, name: str) -> Flow[Check]:
+    """Return the condition that the lease is still held as it is now."""
+    entry = yield from GetEntry(lease)
+    if entry is None:
+        raise ClaimLost(lease, name, 0)
+    return Check(lease, entry.revision)
+
+
+def count(task: Change, revision: int, name: str, done: Status, rest: Callable[[], object]) -> Flow[Status]:
+    """Count the words of a task's file, and leave the result together with what the worker has done by then.
+
+    All that on condition that the task is still at the `revision` of the claim. Who was taken for dead, and was not,
+    finds that it is somebody else's, and that nothing it writes is taken.
+    """
+    path, counts, more, shown = task.value.path, Counter[bytes](), 0, monotonic()
+    with suppress(RevisionConflict):
+        try:
+            for chunk in words_of(path):
+                counts.update(chunk)
+                more += len(chunk)
+                if monotonic() >= shown + _PAUSE:  # nobody looks more often
+                    status, shown = Status(done.files, done.words, path, more), monotonic()
+                    yield from Commit((Check(task.key, revision), Set(f"worker:{name}", status)))
+                yield from Call(rest)
+            now, result = Status(done.files + 1, done.words + more), Result(path, counts)
+        except OSError as error:
+            now, result = done, Result(path, Counter(), error.strerror or str(error))
+        finished = Set(task.key, Task(path, name, done=True), if_revision=revision)
+        yield from Commit((finished, Set(task.key.replace("task", "result"), result), Set(f"worker:{name}", now)))
+        return now
     return done
+
+
+def foreman(store: Store, leases: Watch) -> None:
+    """Give back what a process has claimed and not done, as soon as its lease is gone: others will do it."""
+    for change in leases:
+        if change.op is Op.DELETE:
+            workers = change.key.removeprefix("process:") + "/"
+            for key, entry in store.scan("task:").items():
+                task: Task = entry.value
+                if task.owner is not None and task.owner.startswith(workers) and not task.done:
+                    files, words, *_ = store.get(f"worker:{task.owner}", Status())
+                    given_back = Set(key, Task(task.path), if_revision=entry.revision)
+                    with suppress(RevisionConflict):  # it was done in the last moment
+                        store.commit(given_back, Set(f"worker:{task.owner}", Status(files, words)))
 
 
 def collect(store: Store, results: Watch) -> None:
@@ -217,7 +281,7 @@ class Crew:
         """Run `agent(*args)` in a thread."""
         thread = Thread(target=self._run, args=(agent, *args), daemon=True)
         self._threads.append(thread)
-        with _signals_left_to_this_thread():
+        with uninterrupted():  # which the thread inherits
             thread.start()
 
     def check(self) -> None:
@@ -228,12 +292,14 @@ class Crew:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._store.close()
         deadline = monotonic() + 0.5  # who waits for a disk is left behind
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(max(0, deadline - monotonic()))
+        if isinstance(error, StoreClosed):
+            self.check()  # says who closed it, and why
 
     def _run(self, agent: Callable[..., object], *args: Any) -> None:
         try:
@@ -246,8 +312,8 @@ class Crew:
 
 
 @contextmanager
-def _signals_left_to_this_thread() -> Iterator[None]:
-    """Let threads that are started here hear no Ctrl-C."""
+def uninterrupted() -> Iterator[None]:
+    """Hear no Ctrl-C until later. Threads that are started here never do."""
     if not hasattr(signal, "pthread_sigmask"):  # on Windows only the main thread does
         yield
         return

@@ -11,7 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from stigmergy.demo.agents import Plan, Status, Totals
-from stigmergy.model import Change
+from stigmergy.model import Change, Op
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -48,6 +48,8 @@ class Progress:
 
     def follow(self, changes: Iterable[Change]) -> None:
         for change in changes:
+            if change.op is Op.DELETE:
+                continue  # the store has lost it, and other agents fail
             if change.key == "plan":
                 self.plan = change.value
             elif change.key == "totals":
@@ -57,23 +59,26 @@ class Progress:
 
     def __str__(self) -> str:
         files = sum(status.files for status in self.workers.values())
-        words = sum(status.words for status in self.workers.values())
+        words = sum(status.words + status.more for status in self.workers.values())
         return f"{files} of {self.plan.tasks}{'' if self.plan.complete else ' or more'} files, {words} words"
 
 
 class Report:
     """What came out, as rows of text."""
 
-    def __init__(self, progress: Progress, words: Counter[bytes], missed: list[int]) -> None:
+    def __init__(
+        self, progress: Progress, words: Counter[bytes], missed: list[int], by: str = "", facts: Iterable[str] = ()
+    ) -> None:
         commonest = nsmallest(_COMMONEST, words.items(), key=lambda item: (-item[1], item[0]))
         self.words = [(str(times), _cut(printable(word.decode(errors="replace")))) for word, times in commonest]
-        self.workers = [(str(words), str(files), name) for name, (files, words, _) in progress.workers.items()]
+        self.workers = [(str(each.words), str(each.files), name) for name, each in progress.workers.items()]
         self.facts = [
             f"files: {progress.totals.files}",
             f"skipped: {len(progress.totals.skipped)}{progress.skipped}",
             f"words: {words.total()}",
-            f"changes watched: {len(missed)}",
+            f"changes watched: {len(missed)}{f' by {by}' if by else ''}",
             f"missed: {sum(missed)}",
+            *facts,
         ]
 
 
@@ -114,8 +119,8 @@ class LiveView:
 
     def show(self, progress: Progress) -> None:
         rows = [
-            (str(words), str(files), name, printable(path)[-_WIDEST:])
-            for name, (files, words, path) in progress.workers.items()
+            (str(each.words + each.more), str(each.files), name, printable(each.path)[-_WIDEST:])
+            for name, each in progress.workers.items()
         ]
         self._live.start()
         self._live.update(_table(("words", "files", "worker", "at"), rows, str(progress)), refresh=True)

@@ -102,6 +102,12 @@ class Page(NamedTuple):
     due: float | None
     """In how many seconds the next deadline comes due."""
 
+    def follows(self, epoch: str, revision: int) -> bool:
+        """Whether nothing is missing behind `revision` of the life `epoch`."""
+        revisions = [change.revision for change in self.changes]
+        dense = revisions == [*range(revision + 1, revision + 1 + len(revisions))]
+        return self.head.epoch == epoch and dense and (bool(revisions) or self.head.revision == revision)
+
 
 class Request(Operation[T]):
     """The smallest thing that an engine does atomically. It goes to the transport, and through no middleware."""
@@ -113,14 +119,14 @@ class Request(Operation[T]):
 class Engine(ABC):
     """Where entries and their log are kept. Its methods are flows over requests, for both colours.
 
-    `commit`, `scan` and `log` are given the place that was seen last, begin a new life where they must, and make due
-    deadlines into changes before all else. All raise `Unavailable` and `OutcomeUnknown`.
+    They are given the place that was seen last, begin a new life where they must, and make due deadlines into changes
+    before all else; `read` only where it meets one. All raise `Unavailable` and `OutcomeUnknown`.
     """
 
     capabilities: ClassVar[frozenset[str]]
 
     @abstractmethod
-    def read(self, key: str) -> Flow[Stored | None]:
+    def read(self, key: str, seen: Place) -> Flow[Stored | None]:
         """The entry at `key`, unless it is past its deadline."""
 
     @abstractmethod

@@ -10,12 +10,12 @@ from weakref import finalize
 from stigmergy.aio import AsyncStore
 from stigmergy.checks import check_writes
 from stigmergy.codec import JSON, Codec
-from stigmergy.errors import Compacted, DamagedValue, InvalidValue, StoreClosed
+from stigmergy.errors import Compacted, DamagedValue, InvalidValue, RevisionConflict, StoreClosed
 from stigmergy.flow import Flow, OpenWatch, Scan, arun, run
 from stigmergy.hub import matching, parse_bookmark
 from stigmergy.keys import check_key
 from stigmergy.model import Change, Check, Delete, Entry, Meta, Op, Set, Snapshot, Write
-from stigmergy.providers._engine import AsyncTransport, Encoded, Engine, Place, Stored, Transport, Value
+from stigmergy.providers._engine import AsyncTransport, Encoded, Engine, Page, Place, Stored, Transport, Value
 from stigmergy.providers._fork import in_children
 from stigmergy.providers._reader import Reader
 from stigmergy.store import Store
@@ -51,11 +51,11 @@ class Log:
     # -- the operations ------------------------------------------------------------------------------------------------
 
     def get(self, key: str, default: Any) -> Flow[Any]:
-        stored = yield from self.engine.read(key)
+        stored = yield from self.engine.read(key, self.seen)
         return default if stored is None else self.decoded(key, stored.value)
 
     def get_entry(self, key: str) -> Flow[Entry | None]:
-        stored = yield from self.engine.read(key)
+        stored = yield from self.engine.read(key, self.seen)
         return None if stored is None else self.entry(key, stored)
 
     def scan(self, request: Scan) -> Flow[Snapshot]:
@@ -64,7 +64,12 @@ class Log:
         return Snapshot(entries, self.entry, place.revision, f"{place.epoch}.{place.revision}")
 
     def commit(self, writes: Sequence[Encoded]) -> Flow[tuple[int | None, ...]]:
-        revisions, place = yield from self.engine.commit(writes, self.seen)
+        try:
+            revisions, place = yield from self.engine.commit(writes, self.seen)
+        except RevisionConflict as conflict:
+            if conflict.actual == conflict.expected:  # as it was in another life
+                yield from self.head()
+            raise
         self._see(place)
         return revisions
 
@@ -72,9 +77,13 @@ class Log:
 
     def head(self) -> Flow[Place]:
         """Where the log ends."""
-        page = yield from self.engine.log(_BEYOND, self.seen)
+        return (yield from self.page(_BEYOND)).head
+
+    def page(self, after: int) -> Flow[Page]:
+        """What follows `after`, judged by all that anybody here has seen."""
+        page = yield from self.engine.log(after, self.seen)
         self._see(page.head)
-        return page.head
+        return page
 
     def past(self, request: OpenWatch) -> Flow[Past]:
         """What a watch begins with. Raises `Compacted`."""
@@ -98,11 +107,10 @@ class Log:
         epoch, after = parse_bookmark(since) if isinstance(since, str) else (None, since)
         revision, matches, changes = after, matching(request), list[Change]()
         while True:
-            page = yield from self.engine.log(revision, self.seen)
-            self._see(page.head)
+            page = yield from self.page(revision)
             if epoch is None:
                 epoch = page.head.epoch
-            if epoch != page.head.epoch or not page.oldest - 1 <= revision <= page.head.revision:
+            if not page.follows(epoch, revision):
                 raise Compacted(since, page.oldest)
             changes += [change for change in page.changes if matches(change.key)]
             if not page.changes:
@@ -183,12 +191,13 @@ class LogStore(Store):
     def open_watch(self, request: OpenWatch) -> Watch:
         # In this order: what is written from here on waits in `staged`; the reader is at a place before what it
         # brings; and what the watch begins with reaches beyond that place. So nothing lies between the three.
-        staged = self._hub.locked(self._stage_while_locked, request)
+        staged = Staged(self._hub, request)
         try:
+            self._hub.locked(self._stage_while_locked, staged)
             self._reader.start(self._run)
             while True:
-                epoch, past = staged.epoch, self._run(self._log.past(request))
-                watch = self._hub.locked(self._open_while_locked, staged, epoch, request, past)
+                changes, past = staged.changes, self._run(self._log.past(request))
+                watch = self._hub.locked(self._open_while_locked, staged, changes, request, past)
                 if watch is not None:
                     return watch
         except BaseException:
@@ -210,18 +219,19 @@ class LogStore(Store):
             raise StoreClosed
         return run(flow, self._transport.request)
 
-    def _stage_while_locked(self, request: OpenWatch) -> Staged:
+    def _stage_while_locked(self, staged: Staged) -> None:
         if self.is_closed:
             raise StoreClosed
-        return self._hub.stage(request)
+        self._hub.stage(staged)
 
-    def _open_while_locked(self, staged: Staged, epoch: str, request: OpenWatch, past: Past) -> Watch | None:
-        """The watch, or `None` if the engine began a new life while its past was fetched."""
+    def _open_while_locked(self, staged: Staged, changes: list[Change], request: OpenWatch, past: Past) -> Watch | None:
+        """The watch, or `None` if the reader met a gap or a new life while its past was fetched."""
         if staged.ended:
             raise StoreClosed
-        if staged.epoch != epoch:
+        if staged.changes is not changes:
             return None
-        return self._hub.open_staged(staged, request, past.changes, past.since, past.place.revision, owner=self)
+        epoch, revision, _ = past.place
+        return self._hub.open_staged(staged, request, past.changes, past.since, epoch, revision, owner=self)
 
     def _to_async(self) -> AsyncStore:
         transport = self._log.engine.async_transport()
@@ -232,7 +242,7 @@ class LogStore(Store):
         self._transport.abandon()
         self._reader.abandon()
         face: Any = self._faces.get("aio")
-        if isinstance(face, AsyncLogStore):
+        if face is not None:
             face.abandon()
 
 

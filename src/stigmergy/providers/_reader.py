@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from _thread import allocate_lock, get_ident, start_new_thread
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from operator import attrgetter
 from queue import Empty, SimpleQueue
 from random import uniform
 from threading import RLock
+from time import monotonic
 from typing import Any, Protocol
 
 from stigmergy.errors import OutcomeUnknown, Unavailable
@@ -24,6 +25,7 @@ __all__ = ["Reader"]
 _LONGEST_WAIT = 2.0
 """In seconds. An engine that lost its past without a word is found out after so long."""
 _LONGEST_PAUSE = 2.0
+_LONGEST_CLOSE = 0.2
 
 
 class Readable(Protocol):
@@ -33,6 +35,10 @@ class Readable(Protocol):
 
     def head(self) -> Flow[Place]:
         """Where the log ends."""
+        ...
+
+    def page(self, after: int) -> Flow[Page]:
+        """The next records after a revision."""
         ...
 
     def current(self, request: OpenWatch) -> Flow[tuple[Place, list[Change]]]:
@@ -56,15 +62,15 @@ class Reader:
         )
         self._log = log
         self._place = Place("", 0, 0.0)
-        self._running = False
         self._stopped = False
         self._thread = 0
         self._transport: Transport | None = None
+        """What the thread that is to run was started with; `None` while there is none."""
         self._pauses: SimpleQueue[None] = SimpleQueue()
 
     def start(self, perform: Callable[[Flow[Place]], Place]) -> None:
         """Have it run from a place no later than now. A watch must be joined already, for it rests without any."""
-        if not self._running:
+        if self._transport is None:
             place = perform(self._log.head())
             self.hub.locked(self._start_while_locked, place)
 
@@ -72,15 +78,17 @@ class Reader:
         """Let it end soon. Waits for nothing, so that finalisers may call it."""
         self._stopped = True
         self._pauses.put(None)
-        if self._transport is not None:
-            self._transport.interrupt()
+        transport = self._transport
+        if transport is not None:
+            transport.interrupt()
 
     def close(self) -> None:
-        """End it."""
+        """End it. If it is in the midst of what nothing but a timeout ends, connecting say, it ends itself later."""
         self.stop()
         moment = allocate_lock()
         moment.acquire()
-        while self._running and self._thread != get_ident():
+        deadline = monotonic() + _LONGEST_CLOSE
+        while self._transport is not None and self._thread != get_ident() and monotonic() < deadline:
             self.stop()  # again, for it may have been about to connect
             moment.acquire(timeout=0.005)
 
@@ -88,25 +96,19 @@ class Reader:
         """In a child process, which has no such thread: part with it, and with the parent's watches."""
         if self._transport is not None:
             self._transport.abandon()
-        self._transport, self._running, self._pauses = None, False, SimpleQueue()
+        self._transport, self._pauses = None, SimpleQueue()
         self.hub.live_on_in_child(RLock())
 
     def _start_while_locked(self, place: Place) -> None:
-        if not self._running and not self._stopped:  # else somebody else was faster, from a place as good
+        if self._transport is None and not self._stopped:  # else somebody else was faster, from a place as good
             self._place = place
             self.hub.begin(place.epoch, place.revision)
-            self._transport = self._log.engine.transport()
-            self._running = True
+            self._transport = transport = self._log.engine.transport()
             try:
-                start_new_thread(self._follow, (self._transport,))
+                start_new_thread(self._follow, (transport,))
             except BaseException:
-                self._running = False
+                self._transport = None  # and if the thread was started nevertheless, it ends
                 raise
-
-    def _rest_while_locked(self) -> bool:
-        """Whether it may end, because nobody watches."""
-        self._running = self._running and self.hub.is_watched
-        return not self._running
 
     # -- in the thread -------------------------------------------------------------------------------------------------
 
@@ -114,59 +116,61 @@ class Reader:
         self._thread = get_ident()
         failures = 0
         try:
-            while not self._stopped:
+            while self._transport is transport and not self._stopped:
                 try:
-                    if self._read(transport):
-                        return
+                    self._read(transport)
                     failures = 0
                 except Exception as error:  # also what nobody expects: watches must not fall silent for it
                     failures += 1
-                    self._fail(error, failures)
+                    with suppress(Exception):  # of those who handle the log of the program
+                        self._fail(error, failures)
         finally:
             transport.close()
-            if self._stopped:
-                self._running = False
+            if self._transport is transport:
+                self._transport = None
 
-    def _read(self, transport: Transport) -> bool:
-        """Read on, then wait for more. Returns whether nobody needs that any more."""
-        engine, place = self._log.engine, self._place
-        page = run(engine.log(place.revision, place), transport.request)
+    def _read(self, transport: Transport) -> None:
+        """Read on, then wait for more, unless nobody needs that any more."""
+        page = run(self._log.page(self._place.revision), transport.request)
         self._go_on(page, transport)
-        if self._place.revision < page.head.revision:
-            return False
-        if not page.changes and self.hub.locked(self._rest_while_locked):
-            return True
+        if self._place.revision < page.head.revision or self.hub.locked(self._rests_while_locked, transport):
+            return
         seconds = _LONGEST_WAIT if page.due is None else min(page.due, _LONGEST_WAIT)
-        if seconds > 0:
-            run(engine.wait(self._place, seconds), transport.request)
-        return False
+        if seconds > 0 and not self._stopped:
+            run(self._log.engine.wait(self._place, seconds), transport.request)
+
+    def _rests_while_locked(self, transport: Transport) -> bool:
+        """Whether it is to end, because nobody watches."""
+        if self._transport is transport and not self.hub.is_watched:
+            self._transport = None
+        return self._transport is not transport
 
     def _go_on(self, page: Page, transport: Transport) -> None:
         epoch, revision, _ = self._place
-        follows = [change.revision for change in page.changes] == [
-            *range(revision + 1, revision + 1 + len(page.changes))
-        ]
-        if page.head.epoch != epoch or not follows or (not page.changes and page.head.revision != revision):
+        if not page.follows(epoch, revision):
             self._restart(page, transport)
         elif page.changes:
-            self.hub.locked(self._publish_while_locked, page.changes)
-            last = page.changes[-1]
-            self._place = Place(epoch, last.revision, last.time)
+            self.hub.locked(self._publish_while_locked, page.changes, transport)
 
-    def _publish_while_locked(self, changes: list[Change]) -> None:
-        for change in changes:
-            self.hub.publish(change.revision, change.key, change)
+    def _publish_while_locked(self, changes: Sequence[Change], transport: Transport) -> None:
+        if self._transport is transport:
+            for change in changes:
+                self.hub.publish(change.revision, change.key, change)
+            self._place = Place(self._place.epoch, changes[-1].revision, changes[-1].time)
 
     def _restart(self, page: Page, transport: Transport) -> None:
-        """Go on behind a gap, or in another life of the engine."""
+        """Go on behind a gap, or in another life of the engine: with the oldest record that there is."""
         current: dict[LatestState, tuple[int, list[Change]]] = {}
-        while missing := [each for each in self.hub.locked(self.hub.latest) if each not in current]:
-            for each in missing:
+        # A hole is behind older records: whoever begins with those meets it again, and again.
+        is_hole = page.head.epoch == self._place.epoch and page.oldest - 1 <= self._place.revision
+        place = page.head if is_hole else Place(page.head.epoch, page.oldest - 1, 0.0)
+        while not self.hub.locked(self.hub.restart, place.epoch, place.revision, page.oldest, current):
+            for each in self.hub.locked(self.hub.latest):
                 flow = self._log.current(OpenWatch(each.keys, each.prefix, latest=True))
-                place, changes = run(flow, transport.request)
-                current[each] = place.revision, changes
-        epoch, revision, _ = self._place = page.head
-        self.hub.locked(self.hub.restart, epoch, revision, page.oldest, current)
+                there, changes = run(flow, transport.request)
+                current[each] = there.revision, changes
+        if self._transport is transport:
+            self._place = place
 
     def _fail(self, error: Exception, failures: int) -> None:
         if self._stopped:
@@ -177,7 +181,7 @@ class Reader:
                 "watches hear nothing for now, trying again: %s", error, exc_info=None if expected else error
             )
         with suppress(Empty):
-            self._pauses.get(timeout=uniform(0, min(0.02 * 2**failures, _LONGEST_PAUSE)))
+            self._pauses.get(timeout=uniform(0, min(0.02 * 2 ** min(failures, 10), _LONGEST_PAUSE)))
 
 
 def _nothing() -> None:

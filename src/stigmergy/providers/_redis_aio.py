@@ -7,6 +7,7 @@ from asyncio import AbstractEventLoop
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Any, NamedTuple, cast
+from weakref import finalize
 
 from redis.asyncio import connection as driver
 from redis.exceptions import NoScriptError
@@ -72,10 +73,13 @@ class _Links:
 
 
 class _Here(NamedTuple):
-    """What one loop has. Apart from each other, so that without the transport both go at once, and no cycle stays."""
+    """What one loop has."""
 
     links: _Links
     guard: AsyncGenerator[None, None]
+
+
+_Loops = dict[AbstractEventLoop, _Here]
 
 
 class AsyncRedisTransport:
@@ -84,7 +88,7 @@ class AsyncRedisTransport:
     def __init__(self, server: Server) -> None:
         self._server = server
         self._class = getattr(driver, server.connection_class.__name__)
-        self._loops: dict[AbstractEventLoop, _Here] = {}
+        self._live_on({})
 
     async def request(self, request: Operation[Any]) -> Any:
         ask = cast(Ask, request)
@@ -114,14 +118,18 @@ class AsyncRedisTransport:
                     _close_there(loop, guard)
 
     def close_soon(self) -> None:
-        while self._loops:
-            with suppress(KeyError):
-                loop, (_, guard) = self._loops.popitem()
-                _close_there(loop, guard)
+        _close_all(self._loops)
 
     def abandon(self) -> None:
         _abandoned.append(self._loops)
-        self._loops = {}
+        self._finalizer.detach()
+        self._live_on({})
+
+    def _live_on(self, loops: _Loops) -> None:
+        self._loops = loops
+        # Held from there, connections are still whole when a transport that nobody closed goes, with all in its cycle.
+        self._finalizer = finalize(self, _close_all, loops)
+        self._finalizer.atexit = False
 
     async def _enter(self) -> _Here:
         for loop in list(self._loops):
@@ -170,6 +178,13 @@ async def _drop(connection: Any) -> None:
         connection._writer.transport.abort()  # closing alone would first send what is not sent yet
     with suppress(*FOREIGN):
         await connection.disconnect(nowait=True)
+
+
+def _close_all(loops: _Loops) -> None:
+    while loops:
+        with suppress(KeyError):
+            loop, (_, guard) = loops.popitem()
+            _close_there(loop, guard)
 
 
 def _close_there(loop: AbstractEventLoop, guard: AsyncGenerator[None, None]) -> None:

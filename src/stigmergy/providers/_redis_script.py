@@ -12,11 +12,11 @@ record before, or nothing.
 Arguments: the epoch of a new life, should one begin; the place seen, as epoch, revision, time; how many records to
 remember, and for how long (0: for ever); and what the request is about. Answers begin with a word:
 
-    done         epoch, revision, time, result
+    done         and in the same string epoch, revision, time; then the result
     again        so much was due that the request itself was not looked at
     refused      why the server would not write; nothing was written
     ahead        a revision; the log is ahead of the epoch, it has to be given up for a new life above that revision
-    conflict     index of a write, revision that is there
+    conflict     index of a write, revision that is there; the one expected, if the caller last saw another life
     damaged      index of a write whose condition cannot be judged
 """
 
@@ -49,7 +49,8 @@ local dirty = false
 seen = tonumber(seen)
 
 if state[4] and state[4] ~= '1' then return {'refused', 'LAYOUT'} end
-local lost = not epoch or not revision or revision < seen or revision >= 2 ^ 53 or revision % 1 ~= 0
+local sound = match(epoch or '', '^%x+$') and revision and revision < 2 ^ 53 and revision % 1 == 0
+local lost = not sound or revision < seen
 if not lost and epoch == seen_epoch and seen_time ~= '0' then
   local stands = time
   if seen < revision then
@@ -86,6 +87,7 @@ local function add(op, key, new, old)
   return {'refused', added.err}
 end
 
+local before = revision
 local due = call('ZRANGEBYSCORE', deadlines, '-inf', stamp, 'LIMIT', 0, 1001)
 if #due > 0 then
   for i = 1, math.min(#due, 1000) do
@@ -107,7 +109,7 @@ if #due > 0 then
   if #due > 1000 then return {'again'} end
 end
 """
-_PLACE = b"{'done', epoch, revision, tonumber(time) or 0}"
+_PLACE = b"format('done %s %.0f %.0f', epoch, revision, tonumber(time) or 0)"
 
 # Of each write: what (`s`, `d`; `c`: only its condition), key, the revision it has to have or nothing, ttl (nothing,
 # `keep`, microseconds), body.
@@ -118,20 +120,21 @@ for at = 7, #ARGV, 5 do
   if expected ~= '' then
     local actual = not old and '0' or match(old, '^([1-9]%d*) ')
     if not actual or #actual > 16 then return {'damaged', (at - 7) / 5} end
-    if actual ~= expected then return {'conflict', (at - 7) / 5, actual} end
+    local alien = actual ~= '0' and seen_epoch ~= '' and seen_epoch ~= epoch
+    if actual ~= expected or alien then return {'conflict', (at - 7) / 5, actual} end
   end
   olds[at] = old
   if op == 's' or (op == 'd' and old) then changing = changing + 1 end
 end
 
-local before, last = revision, format('%.0f', revision + changing)
-local answer = {'done', epoch, 0, 0}
+local last = format('%.0f', revision + changing)
+local answer = ''
 for at = 7, #ARGV, 5 do
   local op, key, _, ttl, body = unpack(ARGV, at, at + 4)
-  local old, result = olds[at], false
+  local old, result = olds[at], '-'
   if op == 's' or (op == 'd' and old) then
     revision = revision + 1
-    result = revision
+    result = format('%.0f', revision)
     local had, expires = not old and '-' or match(old, '^%d+ %d+ %d+ (%S+) '), '-'
     if ttl == 'keep' then
       if had and #had <= 16 and match(had, '^%d+$') then expires = had end
@@ -152,7 +155,7 @@ for at = 7, #ARGV, 5 do
       if expires == '-' then call('ZREM', deadlines, key) else call('ZADD', deadlines, expires, key) end
     end
   end
-  answer[#answer + 1] = result
+  answer = answer .. ' ' .. result
 end
 
 if changing > 0 then
@@ -171,13 +174,12 @@ if changing > 0 then
     end
   end
 end
-answer[3], answer[4] = revision, tonumber(time) or 0
-return answer
+return PLACE .. answer
 """
 
 # At most so many (-1: all); `keys` and these, or `range` and its bounds.
 _SCAN = b"""
-local limit, wanted, answer, found = tonumber(ARGV[7]), {}, PLACE, 0
+local limit, wanted, answer, found = tonumber(ARGV[7]), {}, {PLACE}, 0
 if ARGV[8] == 'range' then
   wanted = call('ZRANGEBYLEX', keys, ARGV[9], ARGV[10], 'LIMIT', 0, limit)
 else
@@ -198,18 +200,16 @@ return answer
 
 # The key.
 _READ = b"""
-local answer = PLACE
-answer[5] = call('HGET', entries, ARGV[7])
-return answer
+return {PLACE, call('HGET', entries, ARGV[7])}
 """
 
 # The first id. The result: the oldest revision and the microseconds to the next deadline, or nothing; stream entries.
 _LOG = b"""
-local answer, from, size = PLACE, ARGV[7], 0
+local answer, from, size = {PLACE}, ARGV[7], 0
 local oldest = call('XRANGE', log, '-', '+', 'COUNT', 1)[1]
 local next_due = call('ZRANGE', deadlines, 0, 0, 'WITHSCORES')[2]
-answer[5] = oldest and match(oldest[1], '^%d+') or false
-answer[6] = next_due and format('%.0f', next_due - now) or false
+answer[2] = oldest and match(oldest[1], '^%d+') or false
+answer[3] = next_due and format('%.0f', next_due - now) or false
 repeat
   local some = call('XRANGE', log, from, '+', 'COUNT', 16)
   for _, logged in ipairs(some) do

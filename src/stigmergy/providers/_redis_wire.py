@@ -39,7 +39,7 @@ _assign = object.__setattr__
 FOREIGN = (RedisError, OSError, ValueError)
 """What the driver raises; a `ValueError` where the server talks nonsense, or has an impossible name."""
 
-NO_SCRIPT = (b"no script",)
+NO_SCRIPT = (b"unknown",)
 """The answer that the server does not know the script. The connection is as good as before."""
 
 # Errors of the driver, by name, since no version has them all: the word that the server said. All of them mean that it

@@ -18,6 +18,7 @@ from stigmergy.errors import OutcomeUnknown, StateError, Unavailable
 from stigmergy.flow import Operation
 from stigmergy.hub import new_epoch
 from stigmergy.providers._engine import Request
+from stigmergy.providers._sqlite_fork import enter, join, leave
 
 __all__ = ["Ask", "Connection", "File", "Transport", "result_code"]
 
@@ -40,6 +41,8 @@ _SCHEMA = (
     )""",
 )
 _CHECKPOINT_BYTES = 4 << 20
+_LOOK_AT_WAL_EVERY = 16
+"""Transactions."""
 _LOOK_EVERY = 0.1
 _SHORTEST_POLL = 0.001
 _LONGEST_POLL = 0.025
@@ -55,6 +58,11 @@ class Connection(sqlite3.Connection):
     file_id = (0, 0)
     looked = 0.0
     """When it was last seen that the file is still at its path."""
+
+    def __del__(self) -> None:
+        # An interrupt may have struck with it in hand. From 3.13 on SQLite's own finaliser warns of what is not closed.
+        with suppress(sqlite3.Error):
+            self.close()
 
 
 class Ask(Request[T]):
@@ -76,12 +84,20 @@ class File:
         self.path = path
         self._durability = durability
         self._timeout = timeout
+        self._written = 0
         self._shared = _files.setdefault(os.path.realpath(path), _Shared())
 
     # -- transactions --------------------------------------------------------------------------------------------------
 
     def write(self, connection: Connection, function: Callable[..., T], *args: Any) -> T:
         """Return `function(connection, *args)`, committed; what it raises rolls back."""
+        result = self._write(connection, function, *args)
+        self._written += 1
+        if self._written % _LOOK_AT_WAL_EVERY == 0:
+            self._checkpoint(connection)
+        return result
+
+    def _write(self, connection: Connection, function: Callable[..., T], *args: Any) -> T:
         deadline = time.monotonic() + self._timeout
         shared = self._shared
         with shared.lock:
@@ -92,17 +108,14 @@ class File:
             shared.writer = connection
             try:
                 connection.execute("BEGIN IMMEDIATE")
-                try:
-                    result = function(connection, *args)
-                except BaseException:
-                    connection.rollback()
-                    raise
+                result = function(connection, *args)
                 _commit(connection)
                 return result
             finally:
+                connection.rollback()  # nothing, after a commit
                 shared.writer = None
 
-    def checkpoint(self, connection: Connection) -> None:
+    def _checkpoint(self, connection: Connection) -> None:
         """Move what is in the write-ahead log into the file, if that has grown.
 
         Only while holding the lock for writing, so that never two connections do so at once: SQLite before 3.51.3 can
@@ -111,7 +124,7 @@ class File:
         with suppress(OSError):
             if os.stat(f"{self.path}-wal").st_size > _CHECKPOINT_BYTES:
                 with suppress(sqlite3.Error, StateError):  # somebody else's turn, then
-                    self.write(connection, self._checkpoint_while_locked)
+                    self._write(connection, self._checkpoint_while_locked)
 
     def _checkpoint_while_locked(self, _: Connection) -> None:
         other = self.connect()
@@ -132,22 +145,24 @@ class File:
                 left = deadline - time.monotonic()
                 if left <= 0 or not _passes(calls, min(pause, left)):
                     return
-                pause = min(pause * 1.2, _LONGEST_POLL)
+                pause = min(pause * 1.1, _LONGEST_POLL)
         finally:
             self._shared.waiting.remove(calls)
 
     def wake(self) -> None:
         """Let those who wait in this process look at once."""
-        for calls in self._shared.waiting.copy():
-            calls.put(None)
+        self._shared.wake()
 
     # -- connections ---------------------------------------------------------------------------------------------------
 
     def connect(self) -> Connection:
         """A new connection to a file that is one of ours. Raises `sqlite3.Error`, `Unavailable`."""
+        if self._shared.is_spoiled:
+            raise Unavailable(f"{self.path.name} was in use when this process was forked: open it in another one")
         connection = sqlite3.connect(
             self.path, timeout=self._timeout, isolation_level=None, check_same_thread=False, factory=Connection
         )
+        connection.text_factory = _text
         try:
             self._prepare(connection)
         except BaseException:
@@ -163,6 +178,11 @@ class File:
             return False
         connection.looked = time.monotonic()
         return connection.file_id == (status.st_dev, status.st_ino)
+
+    def spoil(self) -> None:
+        """Refuse to be used in this child process: SQLite has in memory what it did in the parent."""
+        self._shared.is_spoiled = True
+        _abandoned.append(self._shared)  # SQLite does not forget either
 
     def begin_in_child(self) -> None:
         """In a child process, part with the threads of the parent."""
@@ -217,6 +237,9 @@ class File:
 class _Shared:
     """What the stores of one process share that have opened the same file."""
 
+    is_spoiled = False
+    """Whether this is a child process that was forked while a thread was inside SQLite."""
+
     def __init__(self) -> None:
         self.reset()
 
@@ -227,6 +250,11 @@ class _Shared:
         self.writer: Connection | None = None
         self.waiting: list[SimpleQueue[None]] = []
         """Those who are to be called after a commit."""
+
+    def wake(self) -> None:
+        """Let those who wait look at once."""
+        for calls in self.waiting.copy():
+            calls.put(None)
 
 
 _files: WeakValueDictionary[str, _Shared] = WeakValueDictionary()
@@ -239,6 +267,7 @@ class Transport:
         self._file = file
         self._idle: list[Connection] = []
         self._closed = False
+        join(self)
 
     def request(self, request: Operation[Any]) -> Any:
         """Make `request`. Foreign errors become ours here."""
@@ -248,7 +277,9 @@ class Transport:
     def call(self, function: Callable[..., T], *args: Any) -> T:
         """Return `function(connection, *args)`."""
         connection: Connection | None = None
+        here = object()
         try:
+            enter(here)
             connection = self._take()
             result = function(connection, *args)
         except sqlite3.Error as error:
@@ -257,11 +288,17 @@ class Transport:
         except StateError:
             self._give_back(connection)
             raise
+        except (TypeError, ValueError) as error:  # a row is missing, or has something else in it
+            _close(connection)
+            raise Unavailable(f"{self._file.path.name}: the file is damaged") from error
         except BaseException:
             _close(connection)
             raise
-        self._give_back(connection)
-        return result
+        else:
+            self._give_back(connection)
+            return result
+        finally:
+            leave(here)
 
     def interrupt(self) -> None:
         """Same as `_engine.Transport.interrupt`."""
@@ -271,9 +308,17 @@ class Transport:
         """Same as `_engine.Transport.close`."""
         # Only connections that nobody is in: closing one that another thread is in crashes the interpreter.
         self._closed = True
+        self.close_idle()
+
+    def close_idle(self) -> None:
+        """Same as `_sqlite_fork.Party.close_idle`."""
         while self._idle:
             with suppress(IndexError):
                 self._idle.pop().close()
+
+    def spoil(self) -> None:
+        """Same as `_sqlite_fork.Party.spoil`."""
+        self._file.spoil()
 
     def abandon(self) -> None:
         """Same as `_engine.Transport.abandon`."""
@@ -304,11 +349,18 @@ def result_code(error: sqlite3.Error) -> int:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
+def _text(data: bytes) -> str | bytes:
+    """Text as it is stored. What is not UTF-8 stays bytes: damage of its own row, and not of all that are read."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
+
+
 def _commit(connection: Connection) -> None:
     try:
         connection.execute("COMMIT")
     except sqlite3.Error as error:
-        connection.rollback()
         if result_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL):
             raise
         raise OutcomeUnknown(f"the commit was interrupted: {error}") from error

@@ -32,7 +32,6 @@ from stigmergy.providers._redis_wire import NO_SCRIPT, Ask, RedisTransport, Serv
 
 __all__ = ["RedisEngine", "RedisStore", "open_redis"]
 
-_NOWHERE = Place("", 0, 0.0)
 _LONGEST_TTL = 2.0**32
 """In seconds, 136 years: the server counts in microseconds, and not beyond 2 ** 53."""
 _TICK = 0.1
@@ -105,19 +104,19 @@ class RedisEngine(Engine):
 
     # -- flows ---------------------------------------------------------------------------------------------------------
 
-    def read(self, key: str) -> Flow[Stored | None]:
+    def read(self, key: str, seen: Place) -> Flow[Stored | None]:
         encoded = key.encode()
         record = yield Ask(self._read + packed(encoded))
         stored = None if record is None else _stored(record)
         if stored is not None and stored.expires is not None:  # by the clock of the server, whether it is still there
-            _, record = yield from self._call(READ, _NOWHERE, [encoded])
+            _, record = yield from self._call(READ, seen, [encoded])
             stored = None if record is None else _stored(record)
         if record is not None and stored is None:
             raise DamagedValue(key)
         return stored
 
     def scan(self, request: Scan, seen: Place) -> Flow[Found]:
-        limit = b"-1" if request.limit is None else b"%d" % request.limit
+        limit = b"-1" if request.limit is None else b"%d" % min(request.limit, 1 << 31)
         place, *found = yield from self._call(SCAN, seen, [limit, *_wanted(request)])
         pairs = zip(found[::2], found[1::2], strict=True)
         return Found({_text(key): _stored(record) or _DAMAGED for key, record in pairs}, place)
@@ -130,7 +129,7 @@ class RedisEngine(Engine):
         answer = yield from self._call(COMMIT, seen, arguments, Write)
         if isinstance(answer[0], Place):
             place, *revisions = answer
-            return Done(tuple(revisions), place)
+            return Done(tuple([None if each == b"-" else int(each) for each in revisions]), place)
         what, number, *actual = answer
         write = writes[number]
         if what == b"damaged":
@@ -161,15 +160,18 @@ class RedisEngine(Engine):
         command = packed(b"EVALSHA", script.digest)
         while True:
             common = packed(new_epoch().encode(), epoch, b"%d" % revision, seen_at)
-            word, *answer = yield kind(b"*%d\r\n%b%b%b%b" % (number, command, self._keys, common, rest))
+            answers = yield kind(b"*%d\r\n%b%b%b%b" % (number, command, self._keys, common, rest))
+            words, *answer = [answers] if type(answers) is bytes else answers
+            word, *more = words.split(b" ")
             if word == b"done":
-                return [Place(_text(answer[0]), answer[1], answer[2] / 1e6), *answer[3:]]
+                place = Place(_text(more[0]), int(more[1]), int(more[2]) / 1e6)
+                return [place, *more[3:], *answer]
             if word == b"refused":
                 raise Unavailable(f"{self.server.name} refused ({_reason(answer[0])})")
             if word == NO_SCRIPT[0]:
                 command = packed(b"EVAL", script.source)  # from which the server learns it
             elif word == b"ahead":
-                revision = answer[0]  # as if that had been seen, which means that a new life begins
+                revision = int(answer[0])  # as if that had been seen, which means that a new life begins
             elif word != b"again":
                 return [word, *answer]
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf
 from pathlib import Path
+from sys import maxsize
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
 
 from stigmergy.codec import Codec
@@ -29,16 +30,25 @@ __all__ = ["SQLiteStore", "open_sqlite"]
 
 T = TypeVar("T")
 
+_SET, _DELETE = Op.SET, Op.DELETE  # looked up once: on CPython 3.11 a member of an enum takes longer than a call
 _ENTRY = "codec, data, revision, last, writer, time, expires, meta"
 _PAGE = 500
 _PAGE_BYTES = 4 << 20
 _TRIM_EVERY = 64
-_CHECKPOINT_EVERY = 256
 _VALUE = "SELECT codec, data, expires FROM entries WHERE key = ?"
 _INSERT = f"INSERT INTO entries ({_ENTRY}, key) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_REPLACE = f"UPDATE entries SET ({_ENTRY}) = (?, ?, ?, ?, ?, ?, ?, ?) WHERE key = ?"
+_REPLACE = f"UPDATE entries SET {_ENTRY.replace(',', ' = ?,')} = ? WHERE key = ?"
+# The last record of the log is the head, so that a commit has one row less to write (benchmark: set, sqlite).
+_HEAD = """
+    SELECT epoch, coalesce(log.revision, meta.revision), coalesce(CAST(log.time AS REAL), meta.time),
+        (SELECT min(expires) FROM entries WHERE expires < 9e999)
+    FROM meta LEFT JOIN log ON log.revision = (SELECT max(revision) FROM log)
+"""
 _NO_VALUE = (None, None)
+_UNKNOWN = -1
+"""The revision of an entry whose own is damaged: no condition holds, and as an old value it is damaged, too."""
 _ABSENT = (None, None, 0, None)
+_DAMAGED = Value("", b"")
 
 
 class SQLiteStore(LogStore):
@@ -116,16 +126,18 @@ class _Engine(Engine):
         self._file = file
         self._history = history
         self._history_seconds = history_seconds
+        self._trimmed = 0
+        """The revision at which the log was trimmed here."""
 
     def transport(self) -> Transport:
         return Transport(self._file)
 
     # -- flows: each a single request, but for a read that meets an expired entry --------------------------------------
 
-    def read(self, key: str) -> Flow[Stored | None]:
-        stored = yield from Ask(_read, key)
+    def read(self, key: str, seen: Place) -> Flow[Stored | None]:
+        stored: Stored | None = yield Ask(_read, key)
         if stored is not None and stored.expires is not None and stored.expires <= time.time():
-            stored = yield Ask(self._picture, Place("", 0, 0.0), _read_in, key)
+            stored = yield Ask(self._picture, seen, _read_in, key)
         return stored
 
     def scan(self, request: Scan, seen: Place) -> Flow[Found]:
@@ -133,7 +145,7 @@ class _Engine(Engine):
         return found
 
     def commit(self, writes: Sequence[Encoded], seen: Place) -> Flow[Done]:
-        done = yield from Ask(self._commit, writes, seen)
+        done: Done = yield Ask(self._commit, writes, seen)
         self._file.wake()
         return done
 
@@ -150,8 +162,8 @@ class _Engine(Engine):
 
         It writes only if it must.
         """
-        connection.execute("BEGIN")
         try:
+            connection.execute("BEGIN")
             head = _head(connection)
             if head.due > head.now and not _is_lost(connection, head, seen):
                 return look(connection, head, *args)
@@ -169,52 +181,49 @@ class _Engine(Engine):
         return self._picture(connection, seen, _page, after)
 
     def _commit(self, connection: Connection, writes: Sequence[Encoded], seen: Place) -> Done:
-        done = self._file.write(connection, self._commit_while_locked, writes, seen)
-        if _passed(done, _CHECKPOINT_EVERY):
-            self._file.checkpoint(connection)
-        return done
+        return self._file.write(connection, self._commit_while_locked, writes, seen)
 
     def _commit_while_locked(self, connection: Connection, writes: Sequence[Encoded], seen: Place) -> Done:
         head = self._enter(connection, seen)
-        before = [_before(connection, write) for write in writes]
-        changing = [
-            write.op is Op.SET or (write.op is Op.DELETE and old[2] > 0)
-            for write, old in zip(writes, before, strict=True)
-        ]
-        revision, last = head.revision, head.revision + sum(changing)
-        revisions: list[int | None] = [None] * len(writes)
-        for number, write in enumerate(writes):
-            if changing[number]:
-                revisions[number] = revision = revision + 1
-                _write(connection, write, before[number], revision, last, head.now)
+        alien = seen.epoch not in ("", head.epoch)
+        before = [_before(connection, write, alien) for write in writes]
+        last, revisions = head.revision, list[int | None]()
+        for write, old in zip(writes, before, strict=True):
+            changes = write.op is _SET or (write.op is _DELETE and old[2] != 0)
+            last += changes
+            revisions.append(last if changes else None)
         if last == head.revision:
             return Done(tuple(revisions), head.place)
-        _set_head(connection, head.epoch, last, head.now)
-        done = Done(tuple(revisions), Place(head.epoch, last, head.now))
-        if _passed(done, _TRIM_EVERY):
-            self._trim(connection, done.place)
-        return done
+        for write, old, revision in zip(writes, before, revisions, strict=True):
+            if revision is not None:
+                _write(connection, write, old, revision, last, head.now)
+        self._trim(connection, last, head.now)
+        return Done(tuple(revisions), Place(head.epoch, last, head.now))
 
     def _enter(self, connection: Connection, seen: Place) -> _Head:
         """Begin a new life if the file lost its past, and make due deadlines into changes."""
         head = _head(connection)
         if _is_lost(connection, head, seen):
             connection.execute("DELETE FROM log")
-            _set_head(connection, new_epoch(), max(head.revision, seen.revision), 0.0)
+            life = new_epoch(), max(head.revision, seen.revision)
+            connection.execute("UPDATE meta SET epoch = ?, revision = ?, time = 0.0", life)
             head = _head(connection)
         if head.due > head.now:
             return head
         revision = _expire(connection, head)
-        _set_head(connection, head.epoch, revision, head.now)
+        self._trim(connection, revision, head.now)
         return _Head(head.epoch, revision, head.now, inf, head.now)
 
-    def _trim(self, connection: Connection, place: Place) -> None:
-        """Forget records that are too many, or too old."""
-        connection.execute("DELETE FROM log WHERE revision <= ?", (place.revision - self._history,))
+    def _trim(self, connection: Connection, revision: int, now: float) -> None:
+        """Forget records that are too many, or too old, from time to time. The last one stays: it was just written."""
+        if abs(revision - self._trimmed) < _TRIM_EVERY:
+            return
+        self._trimmed = revision
+        connection.execute("DELETE FROM log WHERE revision <= ?", (revision - self._history,))
         if self._history_seconds is not None:
             some = "SELECT revision, time FROM log ORDER BY revision LIMIT 10000"
             old = f"SELECT max(revision) FROM ({some}) WHERE time < ?"
-            connection.execute(f"DELETE FROM log WHERE revision <= ({old})", (place.time - self._history_seconds,))
+            connection.execute(f"DELETE FROM log WHERE revision <= ({old})", (now - self._history_seconds,))
 
 
 def open_sqlite(url: str, **options: Any) -> SQLiteStore:
@@ -222,7 +231,7 @@ def open_sqlite(url: str, **options: Any) -> SQLiteStore:
     from urllib.parse import parse_qsl, unquote, urlsplit
 
     parts = urlsplit(url)
-    if parts.netloc or len(parts.path) < 2:
+    if not url[len("sqlite:") :].startswith("///") or len(parts.path) < 2 or parts.fragment:
         raise ValueError("a SQLite store is named by a path: sqlite:///state.db, or sqlite:////absolute/state.db")
     for name, text in parse_qsl(parts.query, keep_blank_values=True):
         if name not in _OPTIONS:
@@ -246,14 +255,8 @@ _OPTIONS: Mapping[str, Callable[[str], Any]] = {
 
 
 def _head(connection: Connection) -> _Head:
-    epoch, revision, then, due = connection.execute(
-        "SELECT epoch, revision, time, (SELECT min(expires) FROM entries WHERE expires IS NOT NULL) FROM meta"
-    ).fetchone()
+    epoch, revision, then, due = connection.execute(_HEAD).fetchone()
     return _Head(epoch, revision, then, inf if due is None else due, max(time.time(), then))
-
-
-def _set_head(connection: Connection, epoch: str, revision: int, now: float) -> None:
-    connection.execute("UPDATE meta SET epoch = ?, revision = ?, time = ?", (epoch, revision, now))
 
 
 def _is_lost(connection: Connection, head: _Head, seen: Place) -> bool:
@@ -269,11 +272,11 @@ def _is_lost(connection: Connection, head: _Head, seen: Place) -> bool:
 def _expire(connection: Connection, head: _Head) -> int:
     """Make due deadlines into changes; return the revision of the last."""
     revision = head.revision
-    due = "SELECT key, codec, data, revision FROM entries WHERE expires <= ? ORDER BY expires, key"
-    for key, *old in connection.execute(due, (head.now,)).fetchall():
+    due = "SELECT rowid, key, codec, data, revision FROM entries WHERE expires <= ? ORDER BY expires, key"
+    for row, key, *old in connection.execute(due, (head.now,)).fetchall():
         revision += 1
         _record(connection, revision, Op.DELETE, key, _NO_VALUE, old, revision, None, head.now, expired=True)
-        connection.execute("DELETE FROM entries WHERE key = ?", (key,))
+        connection.execute("DELETE FROM entries WHERE rowid = ?", (row,))  # the key may be no text that it has
     return revision
 
 
@@ -295,11 +298,16 @@ def _read_in(connection: Connection, head: _Head, key: str) -> Stored | None:
     return _read(connection, key)
 
 
-def _before(connection: Connection, write: Encoded) -> tuple[Any, ...]:
-    """What is at the key of `write`: codec, data, revision and deadline. Raises `RevisionConflict`."""
+def _before(connection: Connection, write: Encoded, alien: bool) -> tuple[Any, ...]:
+    """What is at the key of `write`: codec, data, revision and deadline. Raises `RevisionConflict`.
+
+    The revisions that an `alien` knows are of another life: no condition on one holds.
+    """
     found = connection.execute("SELECT codec, data, revision, expires FROM entries WHERE key = ?", (write.key,))
     before: tuple[Any, ...] = found.fetchone() or _ABSENT
-    if write.if_revision is not None and write.if_revision != before[2]:
+    if type(before[2]) is not int:
+        before = (*_NO_VALUE, _UNKNOWN, None)
+    if write.if_revision is not None and (write.if_revision != before[2] or (alien and before[2])):
         raise RevisionConflict(write.key, write.if_revision, before[2])
     return before
 
@@ -309,7 +317,7 @@ def _write(
 ) -> None:
     op, key, value, _, ttl, writer, meta = write
     codec, data, old_revision, deadline = before
-    if op is Op.DELETE:
+    if op is _DELETE:
         connection.execute("DELETE FROM entries WHERE key = ?", (key,))
     else:
         assert value is not None
@@ -340,7 +348,7 @@ def _record(
 
 def _scan(connection: Connection, head: _Head, request: Scan) -> Found:
     rows = _rows_below(connection, request) if request.keys is None else _rows_at(connection, request, request.keys)
-    return Found({key: _stored(row) for key, *row in rows}, head.place)
+    return Found({_name(key): _stored(row) for key, *row in rows}, head.place)
 
 
 def _rows_at(connection: Connection, request: Scan, keys: Iterable[str]) -> list[tuple[Any, ...]]:
@@ -355,12 +363,13 @@ def _rows_below(connection: Connection, request: Scan) -> Iterable[tuple[Any, ..
     beyond = request.prefix.encode() + b"\xff"
     where = "key >= ? AND key < CAST(? AS TEXT) AND key > ?"
     query = f"SELECT key, {_ENTRY} FROM entries WHERE {where} ORDER BY key LIMIT ?"
-    return connection.execute(query, (request.prefix, beyond, request.after or "", request.limit or -1))
+    limit = min(request.limit or maxsize, maxsize)
+    return connection.execute(query, (request.prefix, beyond, request.after or "", limit))
 
 
 def _page(connection: Connection, head: _Head, after: int) -> Page:
     (oldest,) = connection.execute("SELECT min(revision) FROM log").fetchone()
-    changes = _changes(connection, after) if oldest is None or after >= oldest - 1 else []
+    changes = _changes(connection, after) if oldest is not None and oldest - 1 <= after < head.revision else []
     due = None if head.due == inf else head.due - head.now
     return Page(changes, head.place, head.revision + 1 if oldest is None else oldest, due)
 
@@ -378,23 +387,31 @@ def _changes(connection: Connection, after: int) -> list[Change]:
 
 def _change(row: Sequence[Any]) -> Change:
     revision, op, key, codec, data, old_codec, old_data, old, last, writer, then, expired, meta = row
-    value = None if op == Op.DELETE else _value(codec, data)
+    if not (_is_sound(old, last, writer, then) and type(expired) is int):
+        return Change(_SET, _name(key), _DAMAGED, None, revision, 0, revision, None, 0.0, False, 0, None)
+    value = None if op == _DELETE else _value(codec, data)
     old_value = _value(old_codec, old_data) if old else None
-    name = key if type(key) is str else repr(key)
-    kind = Op.DELETE if op == Op.DELETE else Op.SET
-    return Change(kind, name, value, old_value, revision, old, last, writer, then, bool(expired), 0, meta)
+    kind = _DELETE if op == _DELETE else _SET
+    return Change(kind, _name(key), value, old_value, revision, old, last, writer, then, bool(expired), 0, meta)
 
 
 def _stored(row: Sequence[Any]) -> Stored:
-    codec, data, *rest = row
-    return Stored(_value(codec, data), *rest)
+    codec, data, revision, last, writer, then, expires, meta = row
+    if not (_is_sound(revision, last, writer, then) and (expires is None or type(expires) is float)):
+        return Stored(_DAMAGED, 0, 0, None, 0.0, None, None)
+    return Stored(_value(codec, data), revision, last, writer, then, expires, meta)
+
+
+def _name(key: Any) -> str:
+    return key if type(key) is str else repr(key)
 
 
 def _value(codec: Any, data: Any) -> Value:
-    return Value(codec, data) if type(codec) is str and type(data) is bytes else Value("", b"")
+    return Value(codec, data) if type(codec) is str and type(data) is bytes else _DAMAGED
 
 
-def _passed(done: Done, every: int) -> bool:
-    """Whether the commit was one in so many."""
-    last = done.place.revision
-    return last // every != (last - len(done.revisions)) // every
+def _is_sound(revision: Any, last: Any, writer: Any, then: Any) -> bool:
+    """Whether each is of its type: SQLite keeps whatever somebody else has put there."""
+    return (
+        type(revision) is int and type(last) is int and type(then) is float and (writer is None or type(writer) is str)
+    )
