@@ -16,7 +16,7 @@ from _pytest.fixtures import resolve_fixture_function
 from stigmergy import MemoryStore
 from stigmergy.testing import Colour, VirtualClock
 
-pytest_plugins = ["servers"]
+pytest_plugins = ["processes", "servers"]
 
 
 @pytest.fixture(params=["sync", "async"])

@@ -21,7 +21,9 @@ from multiprocessing.connection import Connection, Pipe, wait
 from multiprocessing.reduction import recv_handle, send_handle
 from typing import Any, NoReturn, Protocol, Self
 
-__all__ = ["PATIENCE", "Child", "ChildFailed", "Link", "Nursery", "Start", "all_hear", "eventually"]
+import pytest
+
+__all__ = ["PATIENCE", "Child", "ChildFailed", "Link", "Nursery", "Start", "all_hear", "eventually", "nursery", "start"]
 
 PATIENCE = 30.0
 """Seconds after which a process that says nothing hangs."""
@@ -230,3 +232,17 @@ if __name__ == "__main__":
     import processes  # the module that tests know, and not `__main__`
 
     processes._serve(Connection(int(sys.argv[1])))
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    """Where the child processes of a module come from."""
+    with Nursery() as nursery:
+        yield nursery
+
+
+@pytest.fixture
+def start(nursery: Nursery) -> Iterator[Start]:
+    """`start(function, *args)`: a child process that calls `function(link, *args)`; none is left at the end."""
+    with nursery.children() as start:
+        yield start

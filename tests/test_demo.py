@@ -20,6 +20,7 @@ from uuid import uuid4
 
 import pytest
 
+from processes import eventually
 from servers import VALKEY, Server
 from stigmergy import MemoryStore, Store, StoreClosed, Unavailable, Watch, apply_middleware, open_store
 from stigmergy.demo.agents import (
@@ -606,6 +607,12 @@ def has_task(process: str, mark: Any) -> bool:
     return isinstance(mark, Task) and str(mark.owner).startswith(f"{process}/") and not mark.done
 
 
+def is_suspended(pid: int) -> bool:
+    """Whether all threads are; on systems that do not tell, it is taken for granted."""
+    stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
+
+
 class Program:
     """A run of the demo in several processes, whose marks are watched."""
 
@@ -626,6 +633,7 @@ class Program:
             begun = begun or has_task("p2", change.value)
             if begun:
                 os.kill(second, signal.SIGSTOP)
+                eventually(lambda pid=second: is_suspended(pid))
                 with suppress(Unavailable):
                     self.store.delete("nothing")
                     if any(has_task("p2", entry.value) for entry in self.store.scan("demo/").values()):

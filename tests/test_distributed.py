@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 
-from processes import Child, Link, Nursery, Start
+from processes import Child, Link, Start
 from stigmergy import open_store
 from stigmergy.testing.history import Client, Invocation, overlap
 from stigmergy.testing.linearizability import check_linearizable, check_revisions
@@ -27,18 +27,6 @@ PLACES: dict[str, Callable[[pytest.FixtureRequest], str]] = {
 @pytest.fixture(params=PLACES)
 def url(request: pytest.FixtureRequest) -> str:
     return PLACES[request.param](request)
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as nursery:
-        yield nursery
-
-
-@pytest.fixture
-def start(nursery: Nursery) -> Iterator[Start]:
-    with nursery.children() as start:
-        yield start
 
 
 def begin_together(children: list[Child]) -> None:

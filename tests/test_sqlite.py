@@ -28,7 +28,7 @@ from typing import Any
 import pytest
 
 import stigmergy
-from processes import Child, Link, Nursery, Start, all_hear, eventually
+from processes import Child, Link, Start, all_hear, eventually
 from servers import not_exercised
 from stigmergy import (
     AsyncStore,
@@ -56,18 +56,6 @@ from test_strikes import interrupt, places_in, strike
 
 slow = pytest.mark.slow
 five_minutes = pytest.mark.timeout(300)
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as nursery:
-        yield nursery
-
-
-@pytest.fixture
-def start(nursery: Nursery) -> Iterator[Start]:
-    with nursery.children() as start:
-        yield start
 
 
 @pytest.fixture

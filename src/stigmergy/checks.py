@@ -6,6 +6,7 @@ is handed it, a guard for example, sees plain `str` keys and exact types: nobody
 
 from collections.abc import Iterable, Mapping
 from math import inf, isfinite
+from sys import maxsize
 from typing import Literal, TypeAlias
 
 from stigmergy.errors import Unsupported
@@ -54,7 +55,7 @@ def check_page(after: str | None, limit: int | None) -> tuple[str | None, int | 
     """Return `after` and `limit` of a scan in plain form."""
     if limit is not None and _check_int("limit", limit) < 1:
         raise ValueError(f"limit must be at least 1, not {limit}")
-    return None if after is None else check_prefix(after), limit
+    return None if after is None else check_prefix(after), None if limit is None else min(limit, maxsize)
 
 
 def check_buffer(since: int | str | None, capacity: int | None, overflow: Overflow) -> None:

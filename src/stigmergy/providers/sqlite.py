@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf
 from pathlib import Path
-from sys import maxsize
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
 
 from stigmergy.codec import Codec
@@ -363,8 +362,7 @@ def _rows_below(connection: Connection, request: Scan) -> Iterable[tuple[Any, ..
     beyond = request.prefix.encode() + b"\xff"
     where = "key >= ? AND key < CAST(? AS TEXT) AND key > ?"
     query = f"SELECT key, {_ENTRY} FROM entries WHERE {where} ORDER BY key LIMIT ?"
-    limit = min(request.limit or maxsize, maxsize)
-    return connection.execute(query, (request.prefix, beyond, request.after or "", limit))
+    return connection.execute(query, (request.prefix, beyond, request.after or "", request.limit or -1))
 
 
 def _page(connection: Connection, head: _Head, after: int) -> Page:

@@ -86,6 +86,12 @@ class Reads:
         assert {key: entry.value for key, entry in snapshot.items()} == {key: key for key in snapshot}
         assert snapshot.revision == 9
 
+    async def test_a_limit_beyond_every_store_is_no_limit(self, store: Any, colour: Colour) -> None:
+        await store.commit(Set("a", 1), Set("b", 2))
+
+        assert list(await store.scan(limit=2**64)) == ["a", "b"]
+        assert list(await store.scan(keys=["b"], limit=2**64)) == ["b"]
+
     async def test_scan_pages_by_after_and_limit(self, store: Any, colour: Colour) -> None:
         keys = [f"k{number:03}" for number in range(100)]
         await store.commit(*[Set(key, 0) for key in reversed(keys)], Set("j", 0), Set("l", 0))
