@@ -13,6 +13,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any, Self
@@ -633,7 +634,7 @@ class Program:
             begun = begun or has_task("p2", change.value)
             if begun:
                 os.kill(second, signal.SIGSTOP)
-                eventually(lambda pid=second: is_suspended(pid))
+                eventually(partial(is_suspended, second))
                 with suppress(Unavailable):
                     self.store.delete("nothing")
                     if any(has_task("p2", entry.value) for entry in self.store.scan("demo/").values()):

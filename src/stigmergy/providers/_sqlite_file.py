@@ -55,7 +55,7 @@ class Connection(sqlite3.Connection):
 
     data_version = -1
     """Of the file when its log was last read here."""
-    file_id = (0, 0)
+    file_id: tuple[int, int] = (0, 0)
     looked = 0.0
     """When it was last seen that the file is still at its path."""
 

@@ -326,15 +326,16 @@ def _check_address(scheme: str, rest: str) -> None:
     """Raise `ValueError` for what the driver would take as something else, or pass on to whoever connects."""
     from urllib.parse import parse_qsl, urlsplit
 
+    # A password that is not quoted may be anywhere.
+    nonsense = ValueError("this is not the URL of a Redis server, or its password is not percent-encoded")
     try:
         parts = urlsplit(f"{scheme}://{rest}")
         meant = bool(re.fullmatch(r"/.+" if scheme == "unix" else r"/?\d*", parts.path)) and parts.port != 0
     except ValueError:
-        meant = False
-    names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)] if meant else []
-    # A password that is not quoted may be anywhere.
+        raise nonsense from None
+    names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
     if not meant or parts.fragment or not all(map(str.isidentifier, names)):
-        raise ValueError("this is not the URL of a Redis server, or its password is not percent-encoded")
+        raise nonsense
     for name in names:
         if name not in _OF_THE_DRIVER and not (scheme == "rediss" and name in _parameters(SSLConnection)):
             raise ValueError(f"a Redis store has no option {name!r} in its URL")

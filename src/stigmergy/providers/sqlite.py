@@ -333,7 +333,7 @@ def _record(
     op: Op,
     key: str,
     value: tuple[Any, Any],
-    old: tuple[Any, ...],
+    old: Sequence[Any],
     last: int,
     writer: str | None,
     now: float,
