@@ -92,6 +92,10 @@ def sql(path: Path, statement: str) -> list[Any]:
         return connection.execute(statement).fetchall()
 
 
+def watched(store: SQLiteStore) -> bool:
+    return store._hub.locked(lambda: store._hub.is_watched)
+
+
 def drained(watch: Watch) -> list[Change]:
     return list(iter(watch.get_nowait, None))
 
@@ -244,7 +248,7 @@ def test_wherever_an_interrupt_strikes_the_opening_of_a_watch_nothing_is_left_of
 
         def nothing_is_left() -> bool:
             store._transport.interrupt()
-            return not store._hub.is_watched and readers.alive == 0
+            return not watched(store) and readers.alive == 0
 
         open_and_drop()
         eventually(nothing_is_left, 5)

@@ -40,13 +40,16 @@ def test_what_was_set_is_as_before_afterwards(request: pytest.FixtureRequest) ->
     bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="threads need nobody's leave to run there"
 )
 @pytest.mark.parametrize("between", ["line", "opcode"])
-def test_threads_take_turns_within_a_function(between: Between, seed: str) -> None:
+def test_threads_take_turns_though_nobody_takes_the_gil_from_them(between: Between, seed: str) -> None:
     turns, deadline = [""], time.monotonic() + 30
+
+    def take_turn(name: str) -> None:
+        if turns[-1] != name:
+            turns.append(name)
 
     def work(name: str) -> None:
         while len(turns) < 10 and time.monotonic() < deadline:
-            if turns[-1] != name:
-                turns.append(name)
+            take_turn(name)
 
     with preemption(seed, between=between, inside=Path(__file__).parent):
         sys.setswitchinterval(5)  # without the tracer, six turns in half a minute

@@ -54,6 +54,8 @@ def preemption(
 
     interval, tracer = sys.getswitchinterval(), threading.gettrace()
     sys.setswitchinterval(_INTERVAL)
+    if between == "opcode":
+        _ask_for_opcodes()
     if between is not None:
         threading.settrace(begin)
     try:
@@ -61,3 +63,19 @@ def preemption(
     finally:
         threading.settrace(tracer)
         sys.setswitchinterval(interval)
+
+
+def _ask_for_opcodes() -> None:
+    """Have threads that are started from now on traced by opcode, if one of their frames wants that.
+
+    CPython 3.12 does so only if a frame had wanted it before the thread began to be traced. On 3.13 the first call of
+    each function goes untraced whatever one does.
+    """
+
+    def ask(frame: FrameType, *_: Any) -> None:
+        frame.f_trace_opcodes = True
+
+    threading.settrace(ask)
+    thread = threading.Thread(target=lambda: None)
+    thread.start()
+    thread.join()
