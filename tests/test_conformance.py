@@ -307,6 +307,18 @@ def test_the_command_judges_a_store_by_name_and_reports(tmp_path: Path) -> None:
     assert [line for line in shown_on_the_page() if line not in report] == []
 
 
+def test_the_areas_on_the_page_have_as_many_tests_as_it_shows(tmp_path: Path) -> None:
+    """In a few seconds; the slow test above compares the rest of the page as well."""
+    areas = {base.__name__.lower(): base for base in StoreConformance.__mro__}
+    shown = [line for line in shown_on_the_page() if line.partition(" ")[0] in areas]
+    tests = [name for line in shown for name in vars(areas[line.partition(" ")[0]]) if name.startswith("test_")]
+
+    ended = command("memory", "-k", " or ".join(tests), folder=tmp_path)
+
+    assert len(shown) == 3
+    assert set(shown) <= set(lines(ended.stdout))
+
+
 def lines(text: str) -> list[str]:
     """Its lines, without what aligns them."""
     return [" ".join(line.split()) for line in text.splitlines()]
