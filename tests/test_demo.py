@@ -23,7 +23,19 @@ import pytest
 
 from processes import eventually
 from servers import VALKEY, Server
-from stigmergy import MemoryStore, Store, StoreClosed, Unavailable, Watch, apply_middleware, open_store
+from stigmergy import (
+    Commit,
+    Flow,
+    MemoryStore,
+    Operation,
+    Set,
+    Store,
+    StoreClosed,
+    Unavailable,
+    Watch,
+    apply_middleware,
+    open_store,
+)
 from stigmergy.demo.agents import (
     Crew,
     Plan,
@@ -372,6 +384,18 @@ def test_workers_of_one_event_loop_take_turns(tmp_path: Path) -> None:
         crew.start(run_tasks, store, ["task-1", "task-2", "task-3"])
         for name in "task-1", "task-2", "task-3":
             store.wait_for(f"worker:{name}", lambda status: status.files == 2, timeout=20)
+
+
+def test_what_several_workers_of_one_event_loop_meet_is_one_error() -> None:
+    def refuse(operation: Operation[Any]) -> Flow[Any]:
+        if isinstance(operation, Commit):
+            raise Unavailable("nobody is there")
+        return (yield operation)
+
+    with MemoryStore() as store:
+        store.commit(Set("task:000001", Task("one")), Set("task:000002", Task("another")))
+        with pytest.raises(Unavailable, match="nobody is there"):
+            run_tasks(apply_middleware(store, refuse), ["task-1", "task-2"])
 
 
 def test_a_file_that_vanished_since_it_was_listed_is_skipped(tmp_path: Path) -> None:

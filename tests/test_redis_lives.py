@@ -367,6 +367,24 @@ async def test_what_was_read_in_a_lost_life_is_no_condition_in_another(
     assert await store.set("b", 4, if_revision=0) == 4
 
 
+async def test_what_a_store_has_read_first_of_all_is_no_condition_in_another_life(
+    new_server: NewServer, colour: Colour, new_redis: NewStore, namespace: str
+) -> None:
+    server = new_server(VALKEY)
+    with RedisStore(server.url, namespace=namespace) as other:
+        other.set("a", "read")
+    store = new_redis(url=server.url, namespace=namespace)
+    entry = await store.get_entry("a")
+    flush(server)
+    with RedisStore(server.url, namespace=namespace) as other:
+        assert other.set("a", "of somebody else") == entry.revision
+
+    with pytest.raises(RevisionConflict):
+        await store.set("a", "because of what was there", if_revision=entry.revision)
+
+    assert await store.get("a") == "of somebody else"
+
+
 async def test_what_was_read_and_then_lost_is_no_condition_on_a_server_set_back(
     new_server: NewServer, colour: Colour, new_redis: NewStore, namespace: str
 ) -> None:

@@ -135,14 +135,17 @@ def worker(name: str, rest: Callable[[], object], lease: str | None = None) -> F
 
 
 def run_tasks(store: Store, names: Iterable[str], lease: str | None = None) -> None:
-    """Run workers as tasks of one event loop."""
+    """Run workers as tasks of one event loop. The first error of one ends all, and is raised."""
 
     async def together() -> None:
         async with asyncio.TaskGroup() as group:
             for name in names:
                 group.create_task(store.aio.run(worker(name, partial(asyncio.sleep, 0), lease)))
 
-    asyncio.run(together())
+    try:
+        asyncio.run(together())
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
 
 
 def claim(task: Change, name: str, lease: str | None) -> Flow[int]:

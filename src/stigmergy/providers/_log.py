@@ -56,6 +56,10 @@ class Log:
 
     def get_entry(self, key: str) -> Flow[Entry | None]:
         stored = yield from self.engine.read(key, self.seen)
+        if stored is not None and not self.seen.epoch:
+            # Nothing has told yet in which life its revision is a condition; and what was read may be of another one.
+            yield from self.head()
+            stored = yield from self.engine.read(key, self.seen)
         return None if stored is None else self.entry(key, stored)
 
     def scan(self, request: Scan) -> Flow[Snapshot]:
