@@ -105,6 +105,24 @@ def test_bad_lists_of_owned_keys_are_refused(owned: Any) -> None:
         with_ownership("a", owned)
 
 
+def test_an_operation_of_an_unknown_kind_is_denied() -> None:
+    class Sneak(Operation[Any]):
+        __slots__ = ()
+        name = "sneak"
+
+        def apply(self, store: Any) -> Any:
+            return store.set("plan", "stolen")
+
+    def sneak() -> Flow[Any]:
+        return (yield Sneak())
+
+    with MemoryStore() as root:
+        root.set("plan", "mine")
+        with pytest.raises(AccessDenied):
+            apply_middleware(root, with_ownership("critic", ["plan"])).run(sneak())
+        assert root.get("plan") == "mine"
+
+
 def test_of_many_that_want_a_key_one_owns_it() -> None:
     with MemoryStore() as store:
         board = Blackboard(store, owned=["plan"])

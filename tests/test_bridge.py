@@ -7,10 +7,12 @@ import gc
 import os
 import threading
 from collections.abc import Iterable
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
 
+from processes import eventually
 from stigmergy import (
     AsyncStore,
     Check,
@@ -23,6 +25,7 @@ from stigmergy import (
     Set,
     Snapshot,
     StoreClosed,
+    Unavailable,
     Watch,
     WatchClosed,
 )
@@ -171,6 +174,48 @@ async def test_watches_that_were_opened_are_not_remembered_for_ever() -> None:
             async with store.watch("a"):
                 pass
         assert len(store._unopened._watches) < 3  # type: ignore[attr-defined]
+
+
+async def test_an_engine_that_is_away_is_asked_once_and_every_watch_says_so() -> None:
+    asked = []
+
+    class Away(BlockingStore):
+        def open_watch(self, request: OpenWatch) -> Watch:
+            asked.append(request)
+            raise Unavailable("nobody is there")
+
+    async with Away().aio as store:
+        watches = [store.watch("a") for _ in range(30)]
+        closed = store.watch("a")
+        closed.close()
+        await store.set("a", 1)
+
+        assert len(asked) == 1
+        for watch in watches:
+            with pytest.raises(Unavailable):
+                await anext(watch)
+        assert [change async for change in closed] == []
+
+
+async def test_the_threads_of_a_face_end_with_it_and_know_the_context_of_the_caller() -> None:
+    name = ContextVar[str]("name")
+    seen = []
+
+    class Curious(BlockingStore):
+        def get_entry(self, key: str) -> Entry | None:
+            seen.append((name.get(), threading.current_thread()))
+            return super().get_entry(key)
+
+    store = Curious()
+    async with store.aio as face:
+        name.set("planner")
+        await face.get("a")
+
+    ((told, thread),) = seen
+    assert told == "planner"
+    await asyncio.to_thread(eventually, lambda: not thread.is_alive())
+    with pytest.raises(StoreClosed):
+        await store.aio.get("a")
 
 
 async def test_a_watch_closed_before_it_was_opened_has_ended() -> None:

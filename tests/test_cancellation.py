@@ -610,6 +610,7 @@ ELSEWHERE = {
     "AsyncClaim.set": test_a_claim_that_is_cancelled_at_any_step_leaves_nothing_behind,
     "AsyncStore.close": test_a_close_that_is_cancelled_has_closed_all_or_nothing,
     "AsyncStore.__aexit__": test_a_close_that_is_cancelled_has_closed_all_or_nothing,
+    "Threads.call": test_an_operation_cancelled_at_any_step_is_whole_or_not_at_all,
     "Watch.__aexit__": test_leaving_the_block_of_a_watch_never_suspends_and_ends_its_readers,
     "Step.ado": test_a_step_that_does_not_wait_never_suspends,
 }

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from random import Random
+from types import FrameType
 from typing import Any
 
 import pytest
 
+from processes import Link, Start, eventually
 from stigmergy import (
     AccessDenied,
+    AsyncStore,
+    Call,
     Change,
     Check,
     ClaimLost,
@@ -23,6 +31,7 @@ from stigmergy import (
     InvalidKey,
     MemoryStore,
     Op,
+    OpenWatch,
     Operation,
     OutcomeUnknown,
     RevisionConflict,
@@ -34,9 +43,13 @@ from stigmergy import (
     apply_middleware,
     claim,
     guarded,
+    open_async_store,
+    open_store,
     owner_of,
     scoped,
 )
+from stigmergy.codec import JSON
+from stigmergy.providers.sqlite import SQLiteStore
 from stigmergy.testing import VirtualClock
 
 LONG = 3600.0
@@ -52,6 +65,16 @@ def in_thread(function: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=function, daemon=True)
     thread.start()
     return thread
+
+
+def keepers() -> list[int]:
+    """The threads that renew claims."""
+    return [thread for thread, frame in sys._current_frames().items() if "_keep_in_thread" in names(frame)]
+
+
+def names(frame: FrameType | None) -> list[str]:
+    """The functions that a thread is in."""
+    return [] if frame is None else [frame.f_code.co_name, *names(frame.f_back)]
 
 
 # -- taking and leaving ------------------------------------------------------------------------------------------------
@@ -83,11 +106,12 @@ async def test_the_same_awaited() -> None:
 
 
 def test_nothing_is_left_behind(root: MemoryStore) -> None:
-    before = threading.active_count()
     with claim(root, "task", "w1", LONG):
-        assert threading.active_count() == before + 1
-    assert threading.active_count() == before
+        eventually(lambda: len(keepers()) == 1)
+        assert len(root._hub._everybody()) == 1
+
     assert root._hub._everybody() == []
+    eventually(lambda: keepers() == [])
 
 
 def test_a_claim_is_taken_by_exactly_one(root: MemoryStore) -> None:
@@ -254,16 +278,13 @@ def test_a_claim_that_is_dropped_without_leaving_is_not_renewed_for_ever() -> No
     with MemoryStore() as store, store.watch("task", capacity=None) as watch:
         held = claim(store, "task", "w1", 0.15)
         held.__enter__()
-        keeper = held._keeper
         assert watch.get(5).op is Op.SET
         del held
         gc.collect()
         while (change := watch.get(5)).op is Op.SET:
             pass
         assert change.expired
-        assert keeper is not None
-        keeper.join(5)
-        assert not keeper.is_alive()
+        eventually(lambda: len(store._hub._everybody()) == 1)  # the keeper has gone, with its watch
 
 
 def test_a_renewal_that_cannot_reach_the_engine_is_tried_again_until_the_deadline() -> None:
@@ -287,9 +308,7 @@ def test_a_renewal_that_cannot_reach_the_engine_is_tried_again_until_the_deadlin
                 assert watch.get(5).op is Op.SET, "renewed after all"
             assert not held.lost
             failing.set()
-            assert held._keeper is not None
-            held._keeper.join(5)
-            assert held.lost
+            eventually(lambda: held.lost)
             with pytest.raises(ClaimLost):
                 held.set("a", 1)
             failing.clear()
@@ -340,8 +359,7 @@ def test_a_lost_claim_writes_nothing_shows_at_once_and_raises_at_the_end(
                 write()
         assert held.lost
         assert root.scan().revision == before
-        assert held._keeper is not None
-        held._keeper.join(5)
+        eventually(lambda: held.lost)
     assert (lost.value.key, lost.value.owner, lost.value.token) == ("task", "w1", 1)
     assert root.get("a") is None
 
@@ -351,9 +369,7 @@ def test_the_keeper_notices_without_a_write(root: MemoryStore, clock: VirtualClo
     with pytest.raises(ClaimLost), claim(root, "task", "w1", LONG) as held:
         theft(root, clock)
         root.scan()
-        assert held._keeper is not None
-        held._keeper.join(5)
-        assert held.lost
+        eventually(lambda: held.lost)
 
 
 @pytest.mark.parametrize("theft", THEFTS.values(), ids=THEFTS)
@@ -435,9 +451,7 @@ def test_a_claim_that_was_not_renewed_in_time_stays_lost_whatever_the_store_says
             while not held.lost:
                 pass
             hold_up.set()
-            assert held._keeper is not None
-            held._keeper.join(5)
-            assert held.lost
+            eventually(lambda: held.lost)
             with pytest.raises(ClaimLost):
                 held.set("a", 1)
         assert root.scan().keys() == set(), "it was given up, and so it was deleted"
@@ -468,8 +482,7 @@ def test_the_loss_tells_what_kept_it_from_being_renewed() -> None:
 
     with MemoryStore() as root:
         with pytest.raises(ClaimLost) as lost, claim(apply_middleware(root, failing), "task", "w1", 0.1) as held:
-            assert held._keeper is not None
-            held._keeper.join(5)
+            eventually(lambda: held.lost)
         assert isinstance(lost.value.__cause__, Unavailable)
         assert owner_of(root, "task") is None
 
@@ -517,6 +530,230 @@ async def test_a_keeper_that_somebody_else_cancels_tells_the_block(root: MemoryS
         with pytest.raises(ClaimLost):
             await task
     assert owner_of(root, "task") is None
+
+
+# -- what may not end a claim ------------------------------------------------------------------------------------------
+
+
+def test_the_block_is_left_while_this_thread_holds_the_lock_of_the_store(root: MemoryStore) -> None:
+    held = claim(root, "task", "w1", LONG)
+    held.__enter__()
+    with root._lock:  # as a signal handler, or a finaliser, that struck in the midst of a write
+        held.__exit__(None, None, None)
+
+    assert owner_of(root, "task") is None
+    assert not held.lost
+
+
+def test_a_claim_that_was_left_is_not_lost_later(root: MemoryStore, clock: VirtualClock) -> None:
+    with MemoryStore() as store, claim(store, "task", "w1", 0.01) as held:
+        held.set("a", 1)
+    time.sleep(0.02)
+
+    assert not held.lost
+
+
+@pytest.mark.parametrize("url", ["memory", "sqlite:///{}/state.db"])
+def test_a_burst_of_other_writes_ends_neither_a_claim_nor_the_wait_for_it(url: str, tmp_path: Path) -> None:
+    granted: list[int] = []
+
+    def wait() -> None:
+        with claim(store, "task", "w2", 60, timeout=30) as held:
+            granted.append(held.token)
+
+    with open_store(url.format(tmp_path)) as store:
+        with claim(store, "task", "w1", 60) as held:
+            waiting = in_thread(wait)
+            eventually(lambda: len(store._hub._everybody()) == 2)  # type: ignore[attr-defined]
+            store.commit(*[Set(f"bulk:{number:06}", number) for number in range(20_000)])
+            with store.watch("bulk:000000") as watch:
+                store.set("bulk:000000", "the last")
+                watch.get(30)  # so the reader has been there
+            assert held.set("a", 1) > 20_000
+            assert not held.lost
+        waiting.join(30)
+        assert granted > [20_000]
+
+
+def test_an_error_of_the_watch_is_no_loss_and_a_theft_behind_it_is_one(root: MemoryStore) -> None:
+    failures = iter([LookupError("once"), LookupError("again"), LookupError("and again")])
+
+    def failing(operation: Operation[Any]) -> Flow[Any]:
+        result = yield operation
+        return result.map(fail) if isinstance(operation, OpenWatch) else result
+
+    def fail(change: Change) -> Change:
+        for error in failures:
+            raise error
+        return change
+
+    with MemoryStore() as store:
+        renewed = store.watch("task")
+        with pytest.raises(ClaimLost), claim(apply_middleware(store, failing), "task", "w1", 0.3) as held:
+            for _ in range(6):
+                renewed.get(5)
+            assert not held.lost
+            store.delete("task")
+            eventually(lambda: held.lost)
+
+
+def test_a_watch_that_cannot_be_opened_again_is_no_loss_while_renewals_go_through() -> None:
+    refused = threading.Semaphore(0)
+
+    def refusing(operation: Operation[Any]) -> Flow[Any]:
+        if isinstance(operation, OpenWatch) and is_held:
+            refused.release()
+            raise Unavailable("no route")
+        result = yield operation
+        return result.map(fail) if isinstance(operation, OpenWatch) else result
+
+    def fail(change: Change) -> Change:
+        raise LookupError("always")
+
+    with MemoryStore() as store:
+        is_held = False
+        with pytest.raises(ClaimLost) as lost, claim(apply_middleware(store, refusing), "task", "w1", 0.3) as held:
+            is_held = True
+            for _ in range(20):
+                assert refused.acquire(timeout=5)
+            assert not held.lost
+            assert held.set("a", 1)
+            store.set("task", "somebody else's")
+            eventually(lambda: held.lost)
+        assert isinstance(lost.value.__cause__, (LookupError, Unavailable))
+
+
+def test_who_waits_is_not_sent_away_by_what_it_cannot_read(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    with SQLiteStore(path) as store, SQLiteStore(path, codec=Other()) as other:
+        first = other.set("task", "in words of its own")
+        granted = []
+
+        def wait() -> None:
+            with claim(store, "task", "w1", 60, timeout=30) as held:
+                granted.append(held.token)
+
+        waiting = in_thread(wait)
+        eventually(lambda: store._hub._everybody())
+        other.set("task", "again")
+        other.delete("task")
+        waiting.join(30)
+        assert granted > [first]
+
+        with pytest.raises(ClaimLost) as lost, claim(store, "task", "w1", 60) as held:
+            other.set("task", "stolen")
+            with pytest.raises(ClaimLost):
+                held.set("a", 1)
+        assert lost.value.key == "task"
+        assert other.get("task") == "stolen"
+
+
+class Other(JSON):
+    id = "other"
+
+
+async def test_blocking_jobs_of_the_program_hold_up_no_renewal(tmp_path: Path) -> None:
+    stop = threading.Event()
+    async with open_async_store(f"sqlite:///{tmp_path}/state.db") as store:
+        jobs = [asyncio.create_task(asyncio.to_thread(stop.wait)) for _ in range(64)]
+        try:
+            async with claim(store, "task", "w1", 1.0) as held, store.watch("task") as renewals:
+                async with asyncio.timeout(10):
+                    for _ in range(4):
+                        assert (await anext(renewals)).op is Op.SET
+                    await held.set("a", 1)
+        finally:
+            stop.set()
+            await asyncio.gather(*jobs)
+
+
+def test_when_a_loop_is_shut_down_a_block_that_is_cancelled_cleans_up_in_peace() -> None:
+    cleaned: list[object] = []
+
+    async def work(store: AsyncStore, name: str) -> None:
+        async with claim(store, name, "w1", LONG) as held:
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                for _ in range(5):
+                    await asyncio.sleep(0)
+                cleaned.append(await held.set(f"{name} left", True))
+
+    async def main() -> list[asyncio.Task[None]]:
+        tasks = [asyncio.create_task(work(store.aio, f"task-{number}")) for number in range(20)]
+        for number in range(20):
+            await store.aio.wait_for(f"task-{number}", bool, timeout=5)
+        return tasks
+
+    with MemoryStore() as store:
+        tasks = asyncio.run(main())
+        assert len(cleaned) == 20
+        assert all(task.cancelled() for task in tasks)
+        assert not store.scan("task-").keys() & {f"task-{number}" for number in range(20)}
+
+
+async def test_a_renewal_that_hangs_is_the_cause(root: MemoryStore) -> None:
+    async def hang() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    def hanging(operation: Operation[Any]) -> Flow[Any]:
+        if isinstance(operation, Commit) and isinstance(operation.writes[0], Set) and operation.writes[0].if_revision:
+            yield Call(hang)
+        return (yield operation)
+
+    with pytest.raises(ClaimLost) as lost:
+        async with claim(apply_middleware(root.aio, hanging), "task", "w1", 0.2):
+            await asyncio.sleep(10)
+
+    assert isinstance(lost.value.__cause__, TimeoutError)
+
+
+@pytest.mark.parametrize("happened", [False, True])
+def test_a_release_of_which_nobody_knows_whether_it_happened_is_looked_up(root: MemoryStore, happened: bool) -> None:
+    cut = iter([True])
+
+    def unsure(operation: Operation[Any]) -> Flow[Any]:
+        if isinstance(operation, Commit) and isinstance(operation.writes[0], Delete) and next(cut, False):
+            if happened:
+                yield operation
+            raise OutcomeUnknown("cut off")
+        return (yield operation)
+
+    with claim(apply_middleware(root, unsure), "task", "w1", LONG) as held:
+        held.set("a", 1)
+
+    assert owner_of(root, "task") is None
+
+
+def test_a_forked_child_has_no_claim_and_ends_none(tmp_path: Path, start: Start) -> None:
+    start(_fork_while_holding, f"sqlite:///{tmp_path}/state.db").hear()
+
+
+def _fork_while_holding(link: Link, url: str) -> None:
+    with open_store(url) as store, claim(store, "task", "w1", 60) as held:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                assert held.lost
+                with pytest.raises(ClaimLost):
+                    held.set("a", "the child's")
+                with pytest.raises(ClaimLost):
+                    held.__exit__(None, None, None)
+                code = 0
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        assert status == 0
+        assert owner_of(store, "task") == "w1"
+        assert not held.lost
+        assert held.set("a", "the parent's")
+    link.say()
+
+
+def test_time_out_names_what_was_not_free(root: MemoryStore) -> None:
+    with claim(root, "task", "w1", LONG), pytest.raises(TimeoutError, match="'task' was not free in time"):
+        claim(root, "task", "w2", LONG, timeout=0.01).__enter__()
 
 
 # -- with handles, and bad input ---------------------------------------------------------------------------------------

@@ -390,6 +390,7 @@ def test_a_store_that_fails_ends_the_command_with_one_and_shows_the_values(tmp_p
         ("mine:stores.nosuch", "module 'mine' has no 'stores.nosuch'"),
         ("mine:number", "'mine:number' is not callable"),
         ("memory://?nosuch=1", "a memory store has no option 'nosuch' of this kind in its URL"),
+        ("redis://127.0.0.1:1/0", "127.0.0.1:1 was not reached"),
     ],
 )
 def test_an_unknown_target_is_one_line_and_exit_code_two(

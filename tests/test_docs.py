@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +53,24 @@ def test_the_readme_sets_everything_up_in_two_commands() -> None:
     assert [block.count("\n") for block in blocks] == [1, 1]
     assert all(block.startswith("python3 -m venv .venv && ") for block in blocks)
     assert [block.split()[-1] for block in blocks] == ["demo", "pytest"]
+
+
+def test_the_tests_on_the_page_about_testing_pass(tmp_path: Path) -> None:
+    text = (ROOT / "docs/testing.md").read_text("utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    (tmp_path / "test_agents.py").write_text("\n".join(blocks), "utf-8")
+
+    ended = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir", tmp_path, "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTEST_ADDOPTS": ""},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+    assert re.search(r"^105 passed", ended.stdout, re.MULTILINE), ended.stdout
 
 
 def test_every_guarantee_names_tests_that_are_there() -> None:

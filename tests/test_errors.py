@@ -40,7 +40,11 @@ EXAMPLES: list[tuple[type[StateError], dict[str, Any], str]] = [
         {"key": "plan", "owner": "worker", "token": 7},
         "'worker' lost its claim on 'plan' (token 7)",
     ),
-    (Compacted, {"since": 3, "oldest": 9}, "cannot continue from 3: the oldest change remembered is revision 9"),
+    (
+        Compacted,
+        {"since": 3, "oldest": 9},
+        "cannot continue from 3: changes are remembered from revision 9 on, of this store and its present life",
+    ),
     (DamagedValue, {"key": "plan"}, "what is stored at 'plan' cannot be read"),
     (InvalidKey, {"key": "'a\\n'", "reason": "no"}, "invalid key 'a\\n': no"),
     (InvalidValue, {"key": "plan", "type": "socket"}, "'plan' cannot hold this value of type socket"),
@@ -50,6 +54,11 @@ EXAMPLES: list[tuple[type[StateError], dict[str, Any], str]] = [
         ProviderNotFound,
         {"name": "reddis", "known": ("memory", "redis")},
         "no provider is called 'reddis'; known: memory, redis",
+    ),
+    (
+        ProviderNotFound,
+        {"name": "state.db", "known": ("memory", "sqlite")},
+        "no provider is called 'state.db'; known: memory, sqlite; for a file: sqlite:///state.db",
     ),
     (RevisionConflict, {"key": "plan", "expected": 3, "actual": 9}, "'plan' is at revision 9, expected at revision 3"),
     (StoreClosed, {}, "the store is closed"),
@@ -64,7 +73,9 @@ every_error = pytest.mark.parametrize(
 
 
 def test_the_examples_are_all_the_errors() -> None:
-    assert [type.__name__ for type, _, _ in EXAMPLES] == [name for name in errors.__all__ if name != "StateError"]
+    assert list(dict.fromkeys(type.__name__ for type, _, _ in EXAMPLES)) == [
+        name for name in errors.__all__ if name != "StateError"
+    ]
     assert set(errors.__all__) <= set(stigmergy.__all__)
 
 

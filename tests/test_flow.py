@@ -692,6 +692,25 @@ def test_a_commit_holds_writes_in_their_exact_types() -> None:
     assert [type(text) for pair in (write.meta or {}).items() for text in pair] == [str, str]
 
 
+def test_a_scan_and_a_watch_hold_exact_types_as_well() -> None:
+    class Five(int):
+        pass
+
+    class Text(str):
+        __slots__ = ()
+
+    scan, watch = Scan(limit=Five(5)), OpenWatch(["a"], None, Five(5), Five(5), Text("raise"), Five(1))  # type: ignore[arg-type]
+    resumed = OpenWatch(["a"], since=Text("a.1"))
+
+    assert [type(each) for each in (scan.limit, watch.since, watch.capacity, watch.overflow, watch.latest)] == [
+        *[int] * 3,
+        str,
+        bool,
+    ]
+    assert type(resumed.since) is str
+    assert (scan.limit, watch.since, watch.capacity, watch.overflow, watch.latest) == (5, 5, 5, "raise", True)
+
+
 def test_a_commit_holds_a_meta_of_its_own() -> None:
     meta = {"trace": "1"}
     (write,) = Commit([Set("a", 1, meta=meta)]).writes

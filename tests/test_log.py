@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import pytest
@@ -27,6 +27,7 @@ import pytest
 from processes import Link, Start, eventually
 from servers import Server
 from stigmergy import Change, Compacted, MemoryStore, Op, OpenWatch, Set, Store, Unavailable, Watch
+from stigmergy.codec import JSON
 from stigmergy.hub import Hub
 from stigmergy.providers import _reader, _sqlite_file
 from stigmergy.providers._log import Past
@@ -539,6 +540,61 @@ def test_a_limit_beyond_what_redis_can_count_to_is_none(valkey: Server, limit: i
     with redis.RedisStore(valkey.url, namespace=os.urandom(6).hex()) as store:
         store.set("a", 1)
         assert list(store.scan(limit=limit)) == ["a"]
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def new_store(request: pytest.FixtureRequest, path: Path) -> Callable[..., Store]:
+    """A function that makes a store over an engine."""
+    if request.param == "sqlite":
+        return partial(SQLiteStore, path)
+    redis = pytest.importorskip("stigmergy.providers.redis")
+    server: Server = request.getfixturevalue("valkey")
+    return partial(redis.RedisStore, server.url, namespace=os.urandom(6).hex())
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "complaint"),
+    [
+        ({"history": 99}, ValueError, "history must be at least 100, not 99"),
+        ({"history": "500"}, TypeError, "history is an int, not a str"),
+        ({"history": 1e9}, TypeError, "history is an int, not a float"),
+        ({"history_seconds": 0}, ValueError, "history_seconds must be a positive, finite number of seconds, not 0.0"),
+        ({"history_seconds": "60"}, TypeError, "history_seconds is a number of seconds, not a str"),
+        ({"timeout": -1}, ValueError, "timeout must be a positive, finite number of seconds, not -1.0"),
+        ({"timeout": float("nan")}, ValueError, "timeout must be a positive, finite number of seconds, not nan"),
+        ({"timeout": None}, TypeError, "timeout is a number of seconds, not a NoneType"),
+        ({"codec": "json"}, TypeError, "a codec is an object that encodes and decodes"),
+        ({"codec": JSON}, TypeError, "a codec is an object that encodes and decodes"),
+    ],
+)
+def test_a_bad_option_is_refused(
+    new_store: Callable[..., Store], path: Path, options: dict[str, Any], kind: type[Exception], complaint: str
+) -> None:
+    with pytest.raises(kind, match=complaint):
+        new_store(**options)
+    assert not path.exists()
+
+
+def test_an_option_beyond_what_an_engine_can_count_to_is_as_much_as_it_can(new_store: Callable[..., Store]) -> None:
+    with new_store(history=10**30, history_seconds=1e300, timeout=1e300) as store:
+        for number in range(1, 130):
+            assert store.set("a", number) == number
+        watch = store.watch("a", since=0)
+        assert [watch.get(10).revision for _ in range(129)] == list(range(1, 130))
+
+
+def test_a_long_timeout_waits_for_others_who_write(path: Path) -> None:
+    with SQLiteStore(path, timeout=1e300) as store, closing(sqlite3.connect(path, isolation_level=None)) as other:
+        store.set("a", 1)
+        other.execute("BEGIN IMMEDIATE")
+        done = SimpleQueue[int]()
+        writer = threading.Thread(target=lambda: done.put(store.set("a", 2)))
+        writer.start()
+        with pytest.raises(Empty):
+            done.get(timeout=0.3)
+        other.execute("ROLLBACK")
+        assert done.get(timeout=PATIENCE) == 2
+        writer.join()
 
 
 @pytest.fixture

@@ -146,6 +146,11 @@ def test_an_option_that_the_provider_does_not_have_is_refused() -> None:
         open_store("memory", nonsense=1)
 
 
+def test_a_path_is_no_url_and_is_told_how_to_be_one(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="sqlite:///"):
+        open_store(tmp_path / "state.db")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("open", [open_store, open_async_store])
 @pytest.mark.parametrize("name", ["reddis", "", "memory2", "mem", "memory/x"])
 def test_an_unknown_name_lists_the_known_ones(open: Callable[[str], object], name: str) -> None:

@@ -14,10 +14,12 @@ from stigmergy import (
     Change,
     Check,
     Commit,
+    DamagedValue,
     Delete,
     Flow,
     GetEntry,
     InvalidKey,
+    InvalidValue,
     MemoryStore,
     OpenWatch,
     Operation,
@@ -132,6 +134,49 @@ def test_an_error_of_a_value_keeps_its_cause_and_gets_the_key_of_the_scope(root:
     with pytest.raises(TypeError, match=r"'k' cannot hold") as error:
         scoped(root, "a").set("k", threading.Lock())
     assert isinstance(error.value.__cause__, TypeError)
+
+
+def test_an_error_of_a_change_speaks_of_the_keys_of_the_scope(root: MemoryStore) -> None:
+    class Once:
+        """Can be copied on its way in, and then no more."""
+
+        copies = 0
+
+        def __deepcopy__(self, memo: object) -> Once:
+            Once.copies += 1
+            if Once.copies > 1:
+                raise LookupError("no more")
+            return self
+
+    handle = scoped(acting_as(scoped(root, "a"), "w"), "b")
+    near, far = handle.watch("k"), root.watch("a/b:k")
+    handle.set("k", Once())
+
+    with pytest.raises(InvalidValue) as error:
+        near.get_nowait()
+    assert error.value.key == "k"
+    assert isinstance(error.value.__cause__, LookupError)
+    assert error.value.__context__ is error.value.__cause__ or "a/b" not in str(error.value.__context__)
+    with pytest.raises(InvalidValue) as error:
+        far.get_nowait()
+    assert error.value.key == "a/b:k"
+
+
+def test_an_error_that_a_layer_raises_is_related_by_those_around_it_only(root: MemoryStore) -> None:
+    def fail(change: Change) -> Change:
+        raise DamagedValue(change.key)
+
+    def failing(operation: Operation[Any]) -> Flow[Any]:
+        result = yield operation
+        return result.map(fail) if isinstance(operation, OpenWatch) else result
+
+    inside = scoped(apply_middleware(scoped(root, "a"), failing), "b")
+    watch = inside.watch("k").map(fail)
+    inside.set("k", 1)
+
+    with pytest.raises(DamagedValue) as error:
+        watch.get_nowait()
+    assert error.value.key == "k"
 
 
 @pytest.mark.parametrize("scope", ["", "/", "a/", "/a", "a//b", "a:b", ":", "a\n", "\ud800", "a" * 513, None, 1])
@@ -339,6 +384,24 @@ def test_an_operation_that_was_changed_after_it_was_made_is_denied(root: MemoryS
     with pytest.raises(AccessDenied):
         guard.run(asking(CHANGED[what]()))
     assert root.get("other:a") == 1
+
+
+class Sly(int):
+    """A number with ideas of its own, which must not run in the writes of others."""
+
+    def __sub__(self, other: int) -> int:
+        raise LookupError("in the midst of a write")
+
+    __rsub__ = __lt__ = __le__ = __gt__ = __ge__ = __sub__  # type: ignore[assignment]
+
+
+def test_what_a_reader_asks_for_cannot_strike_a_writer(root: MemoryStore, guard: Store) -> None:
+    watch = guard.watch("mine:a", capacity=Sly(5), since=Sly(0))
+    assert len(guard.scan("mine:", limit=Sly(5))) == 1
+    root.set("mine:a", 2)
+    root.set("unrelated", 3)
+
+    assert watch.get_nowait() is not None
 
 
 def test_a_key_cannot_leave_its_scope_by_lying(root: MemoryStore, guard: Store) -> None:

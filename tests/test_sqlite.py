@@ -1297,6 +1297,31 @@ def test_a_fork_while_threads_write_gives_the_child_a_store_that_works(start: St
     assert sql(path, "PRAGMA integrity_check") == [("ok",)]
 
 
+def fork_in_several_threads(link: Link, path: Path) -> None:
+    store = SQLiteStore(path, timeout=30)
+
+    def child() -> None:
+        for number in os.listdir("/proc/self/fd"):
+            with suppress(FileNotFoundError):  # that of the listing itself
+                assert str(path) not in os.readlink(f"/proc/self/fd/{number}")
+        assert store.get("a") is not None
+
+    def write_and_fork() -> None:
+        for number in range(25):
+            store.set("a", number)
+            assert joined(forked(child)) == 0
+
+    all_at_once([write_and_fork] * 3)
+    link.say(store.scan().revision)
+
+
+def test_of_threads_that_fork_at_the_same_time_no_child_gets_a_connection_of_its_parent(
+    start: Start, path: Path
+) -> None:
+    assert start(fork_in_several_threads, path).hear(timeout=50) == 75
+    assert sql(path, "PRAGMA integrity_check") == [("ok",)]
+
+
 # -- closing -----------------------------------------------------------------------------------------------------------
 
 
@@ -1606,6 +1631,16 @@ def test_the_write_ahead_log_is_moved_into_the_file_again_and_again(path: Path) 
         assert 4 << 20 < write_many(store, path, 3_000) < 16 << 20
         assert path.stat().st_size > 100_000
         assert sql(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_writers_that_come_and_go_keep_the_write_ahead_log_short(path: Path) -> None:
+    with SQLiteStore(path) as store, store.watch("nothing"):
+        for number in range(60):
+            with SQLiteStore(path) as writer:
+                for _ in range(5):
+                    writer.set("a", f"{number}" * 50_000)
+
+        assert Path(f"{path}-wal").stat().st_size < 12 << 20
 
 
 @slow

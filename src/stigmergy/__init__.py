@@ -9,6 +9,7 @@ General layout, each module importing only those above it:
     codec       how values become bytes, where they leave the process
     checks      bad input, refused before anything has changed
     flow        logic that never waits: operations, steps, run and arun
+    threads     what an async face does by blocking
     subscription  the buffer of one watch
     watch       Watch: what a program holds, and the two ways to wait
     hub         which watches does a change reach; recent changes

@@ -19,6 +19,7 @@ from stigmergy.flow import OpenWatch
 from stigmergy.model import Check, Delete, Entry, Set, Snapshot, Ttl
 from stigmergy.store import Store
 from stigmergy.subscription import Subscription
+from stigmergy.threads import Threads
 from stigmergy.watch import Unopened, Watch
 
 __all__ = ["to_async", "to_sync"]
@@ -81,7 +82,8 @@ class _ThreadedStore(AsyncStore):
     def __init__(self, store: Store) -> None:
         self._store = self._faces["sync"] = store
         self.capabilities = store.capabilities
-        self._unopened = Unopened(store)
+        self._threads = Threads()
+        self._unopened = Unopened(store, self._threads)
 
     async def get_entry(self, key: str) -> Entry | None:
         return await self._in_thread(self._store.get_entry, key)
@@ -99,13 +101,18 @@ class _ThreadedStore(AsyncStore):
 
     async def close(self) -> None:
         await self._in_thread(self._store.close)
+        self._threads.close()
+
+    def close_soon(self) -> None:
+        """For the other face: the store is closed, and needs no threads any more."""
+        self._threads.close()
 
     def abandon(self) -> None:
         """In a child process: forget the watches that the parent had yet to open, and who was about to."""
-        self._unopened = Unopened(self._store)
+        self._unopened = Unopened(self._store, self._threads)
 
     async def _in_thread(self, method: Callable[..., T], *args: Any) -> T:
-        return await asyncio.to_thread(self._open_and_call, method, *args)
+        return await self._threads.call(self._open_and_call, method, *args)
 
     def _open_and_call(self, method: Callable[..., T], *args: Any) -> T:
         self._unopened.open()

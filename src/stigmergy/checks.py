@@ -18,7 +18,10 @@ __all__ = [
     "check_buffer",
     "check_capabilities",
     "check_keys",
+    "check_number",
     "check_page",
+    "check_seconds",
+    "check_since",
     "check_timeout",
     "check_writes",
 ]
@@ -26,6 +29,7 @@ __all__ = [
 Overflow: TypeAlias = Literal["drop", "raise"]
 
 _MAX_META_BYTES = 1024
+_OVERFLOWS: Mapping[str, Overflow] = {"drop": "drop", "raise": "raise"}
 
 
 def check_writes(writes: Iterable[Write]) -> tuple[Write, ...]:
@@ -53,19 +57,23 @@ def check_keys(keys: Iterable[str]) -> tuple[str, ...]:
 
 def check_page(after: str | None, limit: int | None) -> tuple[str | None, int | None]:
     """Return `after` and `limit` of a scan in plain form."""
-    if limit is not None and _check_int("limit", limit) < 1:
-        raise ValueError(f"limit must be at least 1, not {limit}")
-    return None if after is None else check_prefix(after), None if limit is None else min(limit, maxsize)
+    plain = None if limit is None else min(check_number("limit", limit, 1), maxsize)
+    return None if after is None else check_prefix(after), plain
 
 
-def check_buffer(since: int | str | None, capacity: int | None, overflow: Overflow) -> None:
-    """Raise `ValueError` for what no watch can be opened with."""
-    if not (since is None or isinstance(since, str)) and _check_int("since", since) < 0:
-        raise ValueError(f"since must not be negative, not {since}")
-    if capacity is not None and _check_int("capacity", capacity) < 1:
-        raise ValueError(f"capacity must be at least 1, not {capacity}")
-    if overflow not in ("drop", "raise"):
+def check_since(since: int | str | None) -> int | str | None:
+    """Return where a watch is to begin in plain form: a revision or a bookmark."""
+    if since is None:
+        return None
+    return _as_str(since) if isinstance(since, str) else check_number("since", since, 0)
+
+
+def check_buffer(capacity: int | None, overflow: Overflow) -> tuple[int | None, Overflow]:
+    """Return the buffer that a watch is to have in plain form."""
+    plain = _OVERFLOWS.get(_as_str(overflow))
+    if plain is None:
         raise ValueError(f"overflow must be 'drop' or 'raise', not {overflow!r}")
+    return None if capacity is None else check_number("capacity", capacity, 1), plain
 
 
 def check_capabilities(there: frozenset[str], required: Iterable[str]) -> None:
@@ -73,6 +81,27 @@ def check_capabilities(there: frozenset[str], required: Iterable[str]) -> None:
     for capability in required:
         if capability not in there:
             raise Unsupported(capability)
+
+
+def check_number(name: str, number: object, least: int) -> int:
+    """Return `number` as a plain `int`. Raises `TypeError` if it is none, `ValueError` if it is below `least`."""
+    plain = _check_int(name, number)
+    if plain < least:
+        raise ValueError(f"{name} must be at least {least}, not {plain}")
+    return plain
+
+
+def check_seconds(name: str, seconds: object) -> float:
+    """Return `seconds` as a plain `float`, positive and finite. Raises `TypeError`, `ValueError`."""
+    if not isinstance(seconds, (int, float)):
+        raise TypeError(f"{name} is a number of seconds, not a {type(seconds).__name__}")
+    try:
+        plain = float(seconds)
+    except OverflowError:
+        plain = inf
+    if not (isfinite(plain) and plain > 0):
+        raise ValueError(f"{name} must be a positive, finite number of seconds, not {plain}")
+    return plain
 
 
 def check_timeout(timeout: float | None) -> float:
@@ -122,17 +151,11 @@ def _check_revision(revision: int) -> int:
 def _check_ttl(ttl: Ttl) -> Ttl:
     if ttl is None:
         return None
-    if isinstance(ttl, str) and str.__eq__(ttl, "keep") is True:
+    if _as_str(ttl) == "keep":
         return "keep"
     if not isinstance(ttl, (int, float)):
         raise TypeError(f"ttl is a number of seconds or 'keep', not a {type(ttl).__name__}")
-    try:
-        seconds = float(ttl)
-    except OverflowError:
-        seconds = inf
-    if not (isfinite(seconds) and seconds > 0):
-        raise ValueError(f"ttl must be a positive, finite number of seconds, not {seconds}")
-    return seconds
+    return check_seconds("ttl", ttl)
 
 
 def _check_writer(writer: str | None) -> str | None:
@@ -153,4 +176,9 @@ def _check_meta(meta: Meta | None) -> Meta | None:
 def _text(text: object) -> str:
     if not isinstance(text, str):
         raise TypeError(f"meta is a mapping of str to str, not of {type(text).__name__}")
-    return str.__str__(text)
+    return _as_str(text)
+
+
+def _as_str(text: object) -> str:
+    """`text` as a plain `str`, if it is one at all: whatever a subclass says of itself."""
+    return str.__str__(text) if isinstance(text, str) else ""

@@ -9,18 +9,27 @@ refused by the store, in the same commit (Kleppmann, "How to do distributed lock
 from __future__ import annotations
 
 import os
+from _thread import start_new_thread
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from math import inf
-from threading import Thread
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, Self, cast, overload
 from weakref import ref
 
 from stigmergy.aio import AsyncStore
 from stigmergy.checks import check_timeout, check_writes
-from stigmergy.errors import ClaimLost, OutcomeUnknown, RevisionConflict, StoreClosed, WatchClosed
-from stigmergy.flow import Commit, Flow, GetEntry, Next, OpenWatch
+from stigmergy.errors import (
+    ClaimLost,
+    Compacted,
+    DamagedValue,
+    InvalidValue,
+    OutcomeUnknown,
+    RevisionConflict,
+    StoreClosed,
+    WatchClosed,
+)
+from stigmergy.flow import Commit, Flow, GetEntry, Next, OpenWatch, Sleep
 from stigmergy.model import Change, Check, Delete, Entry, Op, Set, Ttl, Write
 from stigmergy.store import Store
 from stigmergy.watch import Watch
@@ -109,7 +118,6 @@ class Claim(_Held):
         self._store = store
         self._lease = lease
         self._timeout = timeout
-        self._keeper: Thread | None = None
 
     def set(self, key: str, value: Any, *, if_revision: int | None = None, ttl: Ttl = None) -> int:
         """`Store.set`, if the claim holds; else `ClaimLost`."""
@@ -130,25 +138,16 @@ class Claim(_Held):
         self._store.run(_acquire(self._lease, self._timeout))
         try:
             # The thread knows this object only weakly, so that one that is dropped is not renewed for ever.
-            name, args = f"stigmergy-claim-{self._lease.token}", (self._store, self._lease, ref(self))
-            self._keeper = Thread(target=_keep_in_thread, args=args, name=name, daemon=True)
-            self._keeper.start()
+            start_new_thread(_keep_in_thread, (self._store, self._lease, cast("ref[Claim]", ref(self))))
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        # The keeper ends by itself. Nobody waits for it here: a signal handler or a finaliser may leave the block in
+        # the midst of an operation of this thread, with the lock that the keeper is about to take.
         self._lease.end()
-        try:
-            if self._keeper is not None and self._keeper.is_alive():
-                self._keeper.join()
-        except BaseException:
-            self._leave(kind=KeyboardInterrupt)
-            raise
-        self._leave(kind)
-
-    def _leave(self, kind: type[BaseException] | None) -> None:
         with suppress(*() if kind is None else (Exception,)):
             self._store.run(_release(self._lease))
 
@@ -208,6 +207,11 @@ class AsyncClaim(_Held):
         with suppress(*() if kind is None else (Exception,)):
             await self._store.run(_release(self._lease))
 
+    def _is_cancelled(self) -> bool:
+        """Whether somebody else has cancelled the block."""
+        assert self._block is not None
+        return self._block.cancelling() > self._cancelling
+
     def _cancel_block(self) -> None:
         assert self._block is not None
         self._cancelled = True
@@ -233,6 +237,7 @@ class _Lease:
         self.key = write.key
         self.owner = write.writer
         self.ttl = float(write.ttl)
+        self._process = 0
         self.token = 0
         self.revision = 0
         """That of the entry, as far as is known."""
@@ -257,6 +262,7 @@ class _Lease:
     def hold(self, revision: int, since: float) -> None:
         """Take note that the claim was taken, or renewed, by a write at `revision` that began at `since`."""
         if not self.is_lost():
+            self._process = os.getpid()
             self.token = self.token or revision
             self.deadline = since + self.ttl
             self.renewal = since + self.ttl / 3
@@ -264,8 +270,10 @@ class _Lease:
         self.revision = revision
 
     def is_lost(self) -> bool:
-        """Whether the claim is lost: once it is, or was not renewed in time, for good."""
-        if monotonic() >= self.deadline:
+        """Whether the claim is lost: once it is, or was not renewed in time, for good. A child process has none."""
+        if self._process not in (0, os.getpid()):
+            self.lost = self.gone = True
+        if not self.ended and monotonic() >= self.deadline:
             self.lost = True
         return self.lost
 
@@ -275,18 +283,20 @@ class _Lease:
 
     def look_at(self, entry: Entry | None) -> None:
         """Take note of the present state of the key."""
-        if entry is None or not self.is_at(entry):
-            self.lost = self.gone = True
-        else:
+        if entry is not None and self.is_at(entry):
             self.revision = entry.revision
+        elif not self.ended:
+            self.lost = self.gone = True
 
     def heed(self, change: Change) -> None:
         """Take note of a change that the watch delivered."""
-        if change.revision > self.revision and not (change.op is Op.SET and self.is_at(change)):
+        is_own = change.op is Op.SET and self.is_at(change)
+        if change.revision > self.revision and not (is_own or self.ended):
             self.lost = self.gone = True
 
     def end(self) -> None:
-        """Stop renewing."""
+        """Stop renewing; what is known by now stays so."""
+        self.is_lost()
         self.ended = True
         if self.watch is not None:
             self.watch.close()
@@ -300,24 +310,34 @@ def _acquire(lease: _Lease, timeout: float | None) -> Flow[None]:
     if lease.watch is not None:
         raise RuntimeError("a claim is entered once")
     until = monotonic() + check_timeout(timeout)
-    lease.watch = watch = yield from OpenWatch((lease.key,))
+    lease.watch = yield from OpenWatch((lease.key,))
     try:
         while not (yield from _take(lease)):
-            while (yield from _next(watch, until, lease.key)).op is not Op.DELETE:
+            while (yield from _stays_taken(lease, until)):
                 pass
     except BaseException as error:
-        watch.close()
+        lease.watch.close()
         yield from _withdraw(lease, error)
         raise
 
 
-def _next(watch: Watch, until: float, key: str) -> Flow[Change]:
+def _stays_taken(lease: _Lease, until: float) -> Flow[bool]:
+    """Wait for the next change of the key, and tell whether it is one that leaves the key with somebody."""
+    assert lease.watch is not None
     left = until - monotonic()
     try:
-        return (yield from Next(watch, None if left == inf else max(left, 0.0)))
+        change = yield from Next(lease.watch, None if left == inf else max(left, 0.0))
+    except TimeoutError:
+        raise TimeoutError(f"{lease.key!r} was not free in time") from None
     except WatchClosed:
-        yield from GetEntry(key)  # a closed store says so
+        yield from GetEntry(lease.key)  # a closed store says so
         raise
+    except Compacted:
+        lease.watch = yield from OpenWatch((lease.key,))
+        return False
+    except (DamagedValue, InvalidValue):  # who has it writes what cannot be read here
+        return False
+    return change.op is not Op.DELETE
 
 
 def _take(lease: _Lease) -> Flow[bool]:
@@ -329,7 +349,7 @@ def _take(lease: _Lease) -> Flow[bool]:
         lease.attempted = False
         return False
     except OutcomeUnknown:
-        entry = yield from GetEntry(lease.key)
+        entry = yield from _entry(lease)
         if entry is None or not lease.is_at(entry):
             raise
         revision = entry.revision
@@ -338,18 +358,45 @@ def _take(lease: _Lease) -> Flow[bool]:
     return True
 
 
+def _entry(lease: _Lease) -> Flow[Entry | None]:
+    """What is at the key. What cannot be read is not the claim's own, and counts as nothing."""
+    try:
+        return (yield from GetEntry(lease.key))
+    except (DamagedValue, InvalidValue):
+        return None
+
+
 def _keep(lease: _Lease, is_wanted: Callable[[], object]) -> Flow[None]:
     """Renew the claim until it is lost, has ended, or is no longer wanted."""
     assert lease.watch is not None
-    while not (lease.is_lost() or lease.ended) and is_wanted():
-        try:
-            lease.heed((yield from Next(lease.watch, max(lease.renewal - monotonic(), 0.0))))
-        except TimeoutError:
-            if is_wanted():
-                yield from _renew(lease)
-        except WatchClosed:
-            if not lease.ended:  # the store was closed
-                lease.lost = True
+    try:
+        while not (lease.is_lost() or lease.ended) and is_wanted():
+            try:
+                lease.heed((yield from Next(lease.watch, max(lease.renewal - monotonic(), 0.0))))
+            except TimeoutError:
+                if is_wanted():
+                    yield from _renew(lease)
+            except WatchClosed:
+                if not lease.ended:  # the store was closed
+                    lease.lost = True
+            except Exception as error:  # `Compacted`, say, or what a function raises that the watch is mapped through
+                lease.cause = error
+                yield from _watch_anew(lease)
+    finally:
+        lease.watch.close()
+
+
+def _watch_anew(lease: _Lease) -> Flow[None]:
+    """Look what there is, for the watch has missed something; if that fails, renew, which tells as well."""
+    try:
+        watch, lease.watch = lease.watch, (yield from OpenWatch((lease.key,)))
+        assert watch is not None
+        watch.close()
+        lease.look_at((yield from _entry(lease)))
+    except Exception as error:
+        lease.cause = error
+        yield from Sleep(lease.ttl / 100)
+        yield from _renew(lease)
 
 
 def _renew(lease: _Lease) -> Flow[None]:
@@ -358,7 +405,7 @@ def _renew(lease: _Lease) -> Flow[None]:
         try:
             (revision,) = yield from Commit((lease.claiming(),))
         except RevisionConflict:
-            lease.look_at((yield from GetEntry(lease.key)))
+            lease.look_at((yield from _entry(lease)))
         else:
             assert revision is not None
             lease.hold(revision, since)
@@ -380,7 +427,7 @@ def _fenced(lease: _Lease, writes: Iterable[Write]) -> Flow[tuple[int | None, ..
         except RevisionConflict as conflict:
             if conflict.key != lease.key:
                 raise
-            lease.look_at((yield from GetEntry(lease.key)))
+            lease.look_at((yield from _entry(lease)))
     raise lease.error() from lease.cause
 
 
@@ -397,23 +444,25 @@ def _delete(lease: _Lease, write: Delete) -> Flow[bool]:
 
 def _release(lease: _Lease) -> Flow[None]:
     """Delete the entry, unless it is somebody else's by now. Raises `ClaimLost` if the claim was lost in any way."""
-    lost = lease.is_lost()
-    while not lease.gone:
-        try:
-            yield from Commit((Delete(lease.key, lease.revision),))
-        except RevisionConflict:
-            lease.look_at((yield from GetEntry(lease.key)))
-        except StoreClosed as error:
-            lost, lease.cause = True, error
-            break
-        except BaseException as error:
-            yield from _withdraw(lease, error)
-            if lost and isinstance(error, Exception):
-                break
+    lost, left = lease.is_lost(), lease.gone
+    try:
+        while not left:
+            try:
+                yield from Commit((Delete(lease.key, lease.revision),))
+                left = True
+            except (OutcomeUnknown, RevisionConflict) as error:
+                entry = yield from _entry(lease)
+                if entry is not None and lease.is_at(entry):
+                    lease.revision = entry.revision
+                else:
+                    left, lost = True, lost or isinstance(error, RevisionConflict)
+    except StoreClosed as error:
+        lost, lease.cause = True, error
+    except BaseException as error:
+        yield from _withdraw(lease, error)
+        if not (lost and isinstance(error, Exception)):
             raise
-        else:
-            break
-    if lease.gone or lost:
+    if lost:
         raise lease.error() from lease.cause
 
 
@@ -422,7 +471,7 @@ def _withdraw(lease: _Lease, error: BaseException) -> Flow[None]:
     if not lease.attempted or isinstance(error, GeneratorExit):
         return
     with suppress(Exception):
-        entry = yield from GetEntry(lease.key)
+        entry = yield from _entry(lease)
         if entry is not None and lease.is_at(entry):
             yield from Commit((Delete(lease.key, entry.revision),))
 
@@ -444,13 +493,18 @@ async def _keep_in_task(store: AsyncStore, lease: _Lease, is_wanted: ref[AsyncCl
     import asyncio
 
     keeping = asyncio.ensure_future(store.run(_keep(lease, is_wanted)))
+    cancelled = True
     try:
         while not keeping.done() and (left := lease.deadline - monotonic()) > 0:  # a renewal may hang
             await asyncio.wait([keeping], timeout=left)
+        cancelled = False
     finally:
-        keeping.cancel()
         claim = is_wanted()
-        if claim is not None and not lease.ended:
+        # When a loop is shut down, all tasks are cancelled: the block is cleaning up, and not to be cancelled again.
+        if claim is not None and not lease.ended and not (cancelled and claim._is_cancelled()):
             lease.lost = True
+            if lease.cause is None and not (cancelled or keeping.done()):
+                lease.cause = TimeoutError("the renewal did not come back in time")
             claim._cancel_block()
+        keeping.cancel()
         await asyncio.wait([keeping])

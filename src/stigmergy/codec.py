@@ -13,7 +13,7 @@ from json import JSONDecoder, JSONEncoder
 from math import isfinite
 from typing import Any, Final, NoReturn, Protocol
 
-__all__ = ["Codec", "JSON", "MsgPack", "MsgspecJSON", "strict_json"]  # noqa: RUF022 - sorted as strings are
+__all__ = ["Codec", "JSON", "MsgPack", "MsgspecJSON", "check_codec", "strict_json"]  # noqa: RUF022 - sorted as strings are
 
 _DEEPEST: Final = 256
 """How deep lists and dicts may be nested. Each level takes one of the interpreter's stack, which has 1000 as a rule: so
@@ -39,6 +39,13 @@ class Codec(Protocol):
     def decode(self, data: bytes) -> Any:
         """Return the value that was encoded as `data`. Raises any `Exception` where that cannot be known."""
         ...
+
+
+def check_codec(codec: Codec) -> Codec:
+    """Return `codec`. Raises `TypeError` for what cannot be one: its name, say, or its class."""
+    if isinstance(codec, type) or not all(hasattr(codec, name) for name in ("id", "encode", "decode")):
+        raise TypeError("a codec is an object that encodes and decodes, such as MsgPack()")
+    return codec
 
 
 # -- JSON, by the standard library -------------------------------------------------------------------------------------

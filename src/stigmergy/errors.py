@@ -113,7 +113,8 @@ class Compacted(StateError):
         self.oldest = oldest
 
     def __str__(self) -> str:
-        return f"cannot continue from {self.since!r}: the oldest change remembered is revision {self.oldest}"
+        known = f"from revision {self.oldest} on, of this store and its present life"
+        return f"cannot continue from {self.since!r}: changes are remembered {known}"
 
 
 class AccessDenied(StateError, PermissionError):
@@ -151,7 +152,8 @@ class ProviderNotFound(StateError, LookupError):
         self.known = known
 
     def __str__(self) -> str:
-        return f"no provider is called {self.name!r}; known: {', '.join(self.known)}"
+        hint = f"; for a file: sqlite:///{self.name}" if "." in self.name else ""
+        return f"no provider is called {self.name!r}; known: {', '.join(self.known)}{hint}"
 
 
 class Unsupported(StateError):

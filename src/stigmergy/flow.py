@@ -13,7 +13,7 @@ from math import inf
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar, overload
 
-from stigmergy.checks import Overflow, check_buffer, check_keys, check_page, check_timeout, check_writes
+from stigmergy.checks import Overflow, check_buffer, check_keys, check_page, check_since, check_timeout, check_writes
 from stigmergy.errors import RevisionConflict, WatchClosed
 from stigmergy.keys import check_key, check_prefix
 from stigmergy.model import Change, Entry, Set, Snapshot, Write
@@ -176,13 +176,13 @@ class OpenWatch(Operation["Watch"]):
         keys = check_keys(keys)
         if bool(keys) == (prefix is not None):
             raise ValueError("a watch takes either keys or a prefix")
-        check_buffer(since, capacity, overflow)
+        capacity, overflow = check_buffer(capacity, overflow)
         _assign(self, "keys", keys)
         _assign(self, "prefix", None if prefix is None else check_prefix(prefix))
-        _assign(self, "since", since)
+        _assign(self, "since", check_since(since))
         _assign(self, "capacity", capacity)
         _assign(self, "overflow", overflow)
-        _assign(self, "latest", latest)
+        _assign(self, "latest", bool(latest))
 
     def apply(self, store: Store | AsyncStore) -> Watch:
         return store.open_watch(self)
@@ -238,8 +238,14 @@ class Next(Step[Change]):
     async def ado(self) -> Change:
         import asyncio
 
-        async with asyncio.timeout(self.timeout):
-            return await self.watch.aget()
+        limit = asyncio.timeout(self.timeout)
+        try:
+            async with limit:
+                return await self.watch.aget()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise TimeoutError("no change came in time") from None
 
 
 class Sleep(Step[None]):
@@ -355,6 +361,8 @@ def wait_for(key: str, predicate: Callable[[Any], Any], timeout: float | None = 
             left = deadline - time.monotonic()
             try:
                 yield from Next(watch, None if left == inf else max(left, 0.0))
+            except TimeoutError:
+                raise TimeoutError(f"{key!r} did not become what was waited for in time") from None
             except WatchClosed:
                 yield from GetEntry(key)  # a closed store says so
                 raise

@@ -42,6 +42,10 @@ def open_store(url: str, **options: Any) -> Store:
     Raises `ProviderNotFound`, which lists the known names; `ImportError`, which says what to install; what the provider
     raises.
     """
+    if not isinstance(url, str):
+        raise TypeError(
+            f"a store is opened by a name or a URL (a file: sqlite:///state.db), not by a {type(url).__name__}"
+        )
     store = _factory(url)(url, **options)
     return store.sync if isinstance(store, AsyncStore) else store
 

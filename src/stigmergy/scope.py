@@ -12,7 +12,15 @@ from typing import Any, overload
 from weakref import ref
 
 from stigmergy.aio import AsyncStore
-from stigmergy.errors import AccessDenied, ClaimLost, DamagedValue, InvalidValue, RevisionConflict, StoreClosed
+from stigmergy.errors import (
+    AccessDenied,
+    ClaimLost,
+    DamagedValue,
+    InvalidValue,
+    RevisionConflict,
+    StateError,
+    StoreClosed,
+)
 from stigmergy.flow import Commit, Flow, GetEntry, OpenWatch, Operation, Scan
 from stigmergy.keys import Scope, check_key, check_scope, inside, scoped_key
 from stigmergy.middleware import AsyncMiddlewareStore, Middleware, MiddlewareStore
@@ -170,6 +178,10 @@ def _scoped(store: Store, scope: str) -> Store:
     return _Handle(store, _Scope(scope))
 
 
+_KEYED = (AccessDenied, ClaimLost, DamagedValue, InvalidValue, RevisionConflict)
+"""Errors that speak of a key."""
+
+
 class _Scope:
     """Keys below a prefix, and back."""
 
@@ -179,8 +191,8 @@ class _Scope:
 
     def __call__(self, operation: Operation[Any]) -> Flow[Any]:
         try:
-            return (yield from self._there_and_back(_plain(operation)))
-        except (AccessDenied, ClaimLost, DamagedValue, InvalidValue, RevisionConflict) as error:
+            return (yield from self._there_and_back(plain(operation)))
+        except _KEYED as error:
             relative, cause = self._relative(error), error.__cause__
         try:
             raise relative from cause
@@ -196,7 +208,7 @@ class _Scope:
             return self._pictured((yield self._scan(operation)))
         assert isinstance(operation, OpenWatch)
         watch: Watch = yield self._watch(operation)
-        return watch.map(self._changed)
+        return watch.map(self._changed, self._related)
 
     def _scan(self, operation: Scan) -> Scan:
         after = None if operation.after is None else self._inside(operation.after)
@@ -228,14 +240,17 @@ class _Scope:
     def _outside(self, key: str) -> str:
         return key.removeprefix(self._prefix)
 
-    def _relative(self, error: Any) -> Exception:
+    def _related(self, error: StateError) -> StateError:
+        return self._relative(error) if isinstance(error, _KEYED) else error
+
+    def _relative(self, error: Any) -> StateError:
         """The same error, of the key as it is called here."""
         kind: Any = type(error)
         relative = kind.__new__(kind)  # a subclass may have an `__init__` of its own
         vars(relative).update(vars(error))
         relative.key = self._outside(error.key)
         relative.args = tuple(relative.key if each is error.key else each for each in error.args)
-        made: Exception = relative
+        made: StateError = relative
         return made
 
 
@@ -246,9 +261,9 @@ class _Identity:
         self.writer = writer
 
     def __call__(self, operation: Operation[Any]) -> Flow[Any]:
-        plain = _plain(operation)
-        self._look_at(plain)
-        return (yield Commit(map(self._signed, plain.writes)) if isinstance(plain, Commit) else plain)
+        operation = plain(operation)
+        self._look_at(operation)
+        return (yield Commit(map(self._signed, operation.writes)) if isinstance(operation, Commit) else operation)
 
     def _look_at(self, operation: Operation[Any]) -> None:
         """Raise `AccessDenied` for what may not be done."""
@@ -312,7 +327,7 @@ def _below(scope: Scope, owner: str) -> str:
     return scoped_key(scope, "k", owner=owner)[:-1]
 
 
-def _plain(operation: Operation[Any]) -> Operation[Any]:
+def plain(operation: Operation[Any]) -> Operation[Any]:
     """`operation` made anew, so that it is what it says; `AccessDenied` for one of an unknown kind."""
     kind = type(operation)
     if isinstance(operation, GetEntry) and kind is GetEntry:

@@ -119,8 +119,8 @@ class Store(ABC):
         """Replace the value at `key` by `function(value)` and return the new one, losing nobody else's write.
 
         `function` gets `default` where the key is absent. It runs outside every lock, again (a few milliseconds later,
-        with jittered backoff) whenever somebody else wrote in between, so it must be pure; if it raises, nothing is
-        written. A ttl stays as it is.
+        with jittered backoff) whenever somebody else wrote in between, so it must be pure, and return the new value:
+        `lambda tags: [*tags, "new"]`, not `tags.append`. If it raises, nothing is written. A ttl stays as it is.
         """
         return self.run(flows.update(key, function, default))
 
@@ -182,7 +182,7 @@ class Store(ABC):
         self.close()
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a store cannot be copied or pickled")
+        raise TypeError("a store cannot be copied or pickled: open its URL where it is needed")
 
     def _to_async(self) -> AsyncStore:
         from stigmergy.bridge import to_async

@@ -14,11 +14,11 @@ from functools import partial
 from math import inf
 from threading import TIMEOUT_MAX, Lock, RLock
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias
 from weakref import ref
 
 from stigmergy.checks import check_timeout
-from stigmergy.errors import WatchClosed
+from stigmergy.errors import StateError, Unavailable, WatchClosed
 from stigmergy.model import Change
 from stigmergy.subscription import Subscription
 
@@ -26,9 +26,18 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future
 
     from stigmergy.flow import OpenWatch
+    from stigmergy.hub import Hub
     from stigmergy.store import Store
+    from stigmergy.threads import Threads
 
-__all__ = ["Unopened", "Watch"]
+__all__ = ["Relate", "Unopened", "Watch"]
+
+Relate: TypeAlias = Callable[[StateError], StateError]
+"""The same error, as a layer further out calls things."""
+
+
+def _as_it_is(error: StateError) -> StateError:
+    return error
 
 
 class Watch:
@@ -42,18 +51,21 @@ class Watch:
     nothing. A watch that nobody holds any more unsubscribes by itself.
     """
 
-    __slots__ = ("__weakref__", "_functions", "_opener", "_opening", "_owner", "_subscription")
+    __slots__ = ("__weakref__", "_functions", "_opener", "_opening", "_owner", "_subscription", "_threads")
 
-    def __init__(self, source: Subscription | Callable[[], Watch], owner: object = None) -> None:
+    def __init__(
+        self, source: Subscription | Callable[[], Watch], owner: object = None, threads: Threads | None = None
+    ) -> None:
         """For providers: a watch of `source`; a function stands for a watch that is yet to be opened, by blocking.
 
-        `owner` is kept alive as long as the watch.
+        `owner` is kept alive as long as the watch. In `threads` it is opened for tasks.
         """
         self._owner = owner
+        self._threads = threads
         self._subscription = source if isinstance(source, Subscription) else None
         self._opener = None if isinstance(source, Subscription) else source
         self._opening = RLock()
-        self._functions: tuple[Callable[[Change], Change], ...] = ()
+        self._functions: tuple[tuple[Callable[[Change], Change], Relate], ...] = ()
 
     def get(self, timeout: float | None = None) -> Change:
         """Return the next change, waiting for it in this thread, at most `timeout` seconds.
@@ -99,17 +111,14 @@ class Watch:
             if ended:
                 raise source.error or WatchClosed
             return None
-        change = hub.deliver(change)
-        try:
-            for function in self._functions:
-                change = function(change)
-        except (StopIteration, StopAsyncIteration, WatchClosed) as error:
-            raise RuntimeError(f"a function given to map raised {type(error).__name__}") from error
-        return change
+        return self._delivered(hub, change)
 
-    def map(self, function: Callable[[Change], Change]) -> Self:
-        """Pass each change through `function` as it is taken out, in the reader's thread or task; return this watch."""
-        self._functions = (*self._functions, function)
+    def map(self, function: Callable[[Change], Change], relate: Relate = _as_it_is) -> Self:
+        """Pass each change through `function` as it is taken out, in the reader's thread or task; return this watch.
+
+        A `StateError` of a change that could not be taken out whole passes through `relate`.
+        """
+        self._functions = (*self._functions, (function, relate))
         return self
 
     def close(self) -> None:
@@ -179,11 +188,18 @@ class Watch:
         """Whether it was subscribed; always, unless its store blocks."""
         return self._subscription is not None
 
-    def try_open(self) -> None:
-        """Same as `open`; what goes wrong is raised at the first use."""
+    def try_open(self) -> Exception | None:
+        """Same as `open`; what goes wrong is returned, and raised at the first use."""
         try:
             self.open()
         except Exception as error:
+            self.fail(error)
+            return error
+        return None
+
+    def fail(self, error: Exception) -> None:
+        """Raise `error` at the first use, unless it was closed."""
+        if self._opener is not None:
             self._opener = partial(_fail, error)
 
     def __enter__(self) -> Self:
@@ -214,11 +230,33 @@ class Watch:
         source = self._subscription
         return "<Watch not yet open>" if source is None else f"<Watch {source!r}>"
 
+    def _delivered(self, hub: Hub, change: Change) -> Change:
+        """`change` as the reader's own. In an error, only the layers around the one that failed have a say."""
+        passed = 0
+        try:
+            change = hub.deliver(change)
+            for function, _ in self._functions:
+                passed += 1
+                change = function(change)
+            return change
+        except (StopIteration, StopAsyncIteration, WatchClosed) as error:
+            raise RuntimeError(f"a function given to map raised {type(error).__name__}") from error
+        except StateError as error:
+            related, cause = error, error.__cause__
+            for _, relate in self._functions[passed:]:
+                related = relate(related)
+            if related is error:
+                raise
+        try:
+            raise related from cause
+        finally:
+            del related, cause  # they hold this frame
+
     async def _opened(self) -> None:
         if self._subscription is None:
-            import asyncio
+            from asyncio import to_thread
 
-            await asyncio.to_thread(self.open)
+            await (to_thread(self.open) if self._threads is None else self._threads.call(self.open))
 
     def _source(self) -> Subscription:
         if self._subscription is None:
@@ -230,14 +268,15 @@ class Watch:
 class Unopened:
     """The watches of an async face whose store blocks: each is opened, by blocking, before the next operation."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, threads: Threads) -> None:
         self._store = store
+        self._threads = threads
         self._watches: list[ref[Watch]] = []  # copied at once also without a GIL; a deque is not
         self._opening = Lock()
 
     def watch(self, request: OpenWatch) -> Watch:
         """A watch that is yet to be opened."""
-        watch = Watch(partial(self._store.open_watch, request))
+        watch = Watch(partial(self._store.open_watch, request), threads=self._threads)
         for reference in self._watches.copy():
             unopened = reference()
             if unopened is None or unopened.is_open:
@@ -246,12 +285,18 @@ class Unopened:
         return watch
 
     def open(self) -> None:
-        """Open them all; what goes wrong is raised at the first use of each."""
+        """Open them all; what goes wrong is raised at the first use of each.
+
+        An engine that is `Unavailable` is not asked again for the others: each would wait as long.
+        """
+        down: Exception | None = None
         with self._opening:  # nobody's operation may overtake
             for reference in self._watches.copy():
                 watch = reference()
-                if watch is not None:
-                    watch.try_open()
+                if watch is not None and isinstance(down, Unavailable):
+                    watch.fail(down)
+                elif watch is not None:
+                    down = watch.try_open()
                 self._forget(reference)
 
     def __bool__(self) -> bool:
@@ -310,7 +355,7 @@ class _TaskWaiter:
 
 def _park_thread(source: Subscription, deadline: float) -> None:
     if _running_loop() is not None:
-        raise RuntimeError("use `async for` here: waiting for this watch would block the running event loop")
+        raise RuntimeError("use `async for`, or the store's `aio`, here: waiting would block the running event loop")
     left = inf if deadline == inf else deadline - monotonic()
     if left <= 0:
         raise TimeoutError("no change came in time")

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
+from stigmergy.checks import check_number, check_seconds
 from stigmergy.flow import Flow, Operation, Scan
 from stigmergy.model import Change, Op, Ttl
 
@@ -20,15 +21,22 @@ __all__ = [
     "Encoded",
     "Engine",
     "Found",
+    "Limits",
     "Page",
     "Place",
     "Request",
     "Stored",
     "Transport",
     "Value",
+    "limits",
 ]
 
 T = TypeVar("T")
+
+_LONGEST_HISTORY = 2**32
+"""Records, or seconds."""
+_LONGEST_TIMEOUT = 1e6
+"""In seconds, eleven days: SQLite counts milliseconds in 32 bits."""
 
 
 class Value(NamedTuple):
@@ -152,6 +160,23 @@ class Engine(ABC):
     def async_transport(self) -> AsyncTransport | None:
         """Same as `transport`, for event loops; `None` if requests are to be made in threads."""
         return None
+
+
+class Limits(NamedTuple):
+    """What a store is told when it is made, in plain form: how much of the log is kept, and for how long it waits."""
+
+    history: int
+    history_seconds: float | None
+    timeout: float
+
+
+def limits(history: int, history_seconds: float | None, timeout: float) -> Limits:
+    """Raises `TypeError`, `ValueError`. What is beyond all that an engine can count to is taken as that."""
+    return Limits(
+        min(check_number("history", history, 100), _LONGEST_HISTORY),
+        None if history_seconds is None else min(check_seconds("history_seconds", history_seconds), _LONGEST_HISTORY),
+        min(check_seconds("timeout", timeout), _LONGEST_TIMEOUT),
+    )
 
 
 class Transport(Protocol):

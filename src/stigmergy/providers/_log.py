@@ -9,7 +9,7 @@ from weakref import finalize
 
 from stigmergy.aio import AsyncStore
 from stigmergy.checks import check_writes
-from stigmergy.codec import JSON, Codec
+from stigmergy.codec import JSON, Codec, check_codec
 from stigmergy.errors import Compacted, DamagedValue, InvalidValue, RevisionConflict, StoreClosed
 from stigmergy.flow import Flow, OpenWatch, Scan, arun, run
 from stigmergy.hub import matching, parse_bookmark
@@ -20,6 +20,7 @@ from stigmergy.providers._fork import in_children
 from stigmergy.providers._reader import Reader
 from stigmergy.store import Store
 from stigmergy.subscription import Staged
+from stigmergy.threads import Threads
 from stigmergy.watch import Unopened, Watch
 
 __all__ = ["AsyncLogStore", "LogStore"]
@@ -45,7 +46,7 @@ class Log:
         self.engine = engine
         self.seen = Place("", 0, 0.0)
         """The furthest place that anybody here has seen: what the engine loses behind it does not go unnoticed."""
-        self._codec = codec
+        self._codec = check_codec(codec)
         self._codecs = {each.id: each for each in (JSON(), codec)}
 
     # -- the operations ------------------------------------------------------------------------------------------------
@@ -214,7 +215,7 @@ class LogStore(Store):
         self._reader.close()
         self._finalizer()
         face: Any = self._faces.get("aio")
-        if isinstance(face, AsyncLogStore):
+        if face is not None:
             face.close_soon()
 
     def _run(self, flow: Flow[T]) -> T:
@@ -258,7 +259,8 @@ class AsyncLogStore(AsyncStore):
         self.capabilities = store.capabilities
         self._log = log
         self._transport = transport
-        self._unopened = Unopened(store)
+        self._threads = Threads()
+        self._unopened = Unopened(store, self._threads)
 
     async def get(self, key: str, default: Any = None) -> Any:
         return await self._run(self._log.get(check_key(key), default))
@@ -278,25 +280,27 @@ class AsyncLogStore(AsyncStore):
         return self._unopened.watch(request)
 
     async def close(self) -> None:
-        import asyncio
-
+        await self._open_watches()
         await self._transport.close()
-        await asyncio.to_thread(self._store.close)
+        await self._threads.call(self._store.close)
+        self._threads.close()
 
     def close_soon(self) -> None:
         """For the other face: same as `close`, waiting for nothing."""
         self._transport.close_soon()
+        self._threads.close()
 
     def abandon(self) -> None:
         """In a child process: same as the transport's."""
         self._transport.abandon()
-        self._unopened = Unopened(self._store)
+        self._unopened = Unopened(self._store, self._threads)
+
+    async def _open_watches(self) -> None:
+        if self._unopened:
+            await self._threads.call(self._unopened.open)
 
     async def _run(self, flow: Flow[T]) -> T:
-        if self._unopened:
-            import asyncio
-
-            await asyncio.to_thread(self._unopened.open)
+        await self._open_watches()
         if self._store.is_closed:
             flow.close()
             raise StoreClosed

@@ -86,7 +86,9 @@ class AsyncRedisTransport:
     """Connections to one server, for any number of loops."""
 
     def __init__(self, server: Server) -> None:
-        self._server = server
+        # The driver would time each command by `asyncio.wait_for`, which loses cancellations before Python 3.12. What
+        # is timed here is all of a request, and all of connecting.
+        self._server = server._replace(arguments=server.arguments | {"socket_timeout": None})
         self._class = getattr(driver, server.connection_class.__name__)
         self._live_on({})
 

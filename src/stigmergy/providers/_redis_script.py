@@ -128,7 +128,7 @@ for at = 7, #ARGV, 5 do
 end
 
 local last = format('%.0f', revision + changing)
-local answer = ''
+local answer = {}
 for at = 7, #ARGV, 5 do
   local op, key, _, ttl, body = unpack(ARGV, at, at + 4)
   local old, result = olds[at], '-'
@@ -155,7 +155,7 @@ for at = 7, #ARGV, 5 do
       if expires == '-' then call('ZREM', deadlines, key) else call('ZADD', deadlines, expires, key) end
     end
   end
-  answer = answer .. ' ' .. result
+  answer[#answer + 1] = result
 end
 
 if changing > 0 then
@@ -174,7 +174,7 @@ if changing > 0 then
     end
   end
 end
-return PLACE .. answer
+return PLACE .. ' ' .. table.concat(answer, ' ')
 """
 
 # At most so many (-1: all); `keys` and these, or `range` and its bounds.

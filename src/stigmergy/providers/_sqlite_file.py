@@ -92,9 +92,9 @@ class File:
     def write(self, connection: Connection, function: Callable[..., T], *args: Any) -> T:
         """Return `function(connection, *args)`, committed; what it raises rolls back."""
         result = self._write(connection, function, *args)
-        self._written += 1
-        if self._written % _LOOK_AT_WAL_EVERY == 0:
+        if self._written % _LOOK_AT_WAL_EVERY == 0:  # from the first on: a process may make no other
             self._checkpoint(connection)
+        self._written += 1
         return result
 
     def _write(self, connection: Connection, function: Callable[..., T], *args: Any) -> T:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from threading import get_ident
 from typing import Protocol
 from weakref import WeakSet
@@ -37,7 +38,7 @@ _parties: WeakSet[Party] = WeakSet()
 _inside: dict[object, int] = {}
 """The calls that are under way, each with its thread."""
 _forks: list[int] = []
-"""The threads that are about to fork."""
+"""The threads that are about to fork: the first one does, the others wait their turn."""
 
 
 def join(party: Party) -> None:
@@ -48,11 +49,12 @@ def join(party: Party) -> None:
 def enter(call: object) -> None:
     """Begin `call`, in which a connection is used. Waits while a fork is under way."""
     # Register, check: a fork that begins after the check finds this call, and waits for its end.
-    _inside[call] = get_ident()
-    while _forks and get_ident() != _forks[0]:
+    here = get_ident()
+    _inside[call] = here
+    while next(iter(_forks), here) != here:
         del _inside[call]
         time.sleep(0.001)
-        _inside[call] = get_ident()
+        _inside[call] = here
 
 
 def leave(call: object) -> None:
@@ -62,9 +64,12 @@ def leave(call: object) -> None:
 
 def _before() -> None:
     """Close all connections, when nobody is in them any more."""
-    _forks.append(get_ident())
+    here = get_ident()
+    _forks.append(here)
+    while _forks[0] != here:
+        time.sleep(0.0005)
     deadline = time.monotonic() + _LONGEST_WAIT
-    while any(thread != get_ident() for thread in list(_inside.values())) and time.monotonic() < deadline:
+    while any(thread != here for thread in list(_inside.values())) and time.monotonic() < deadline:
         for party in list(_parties):
             party.interrupt()
         time.sleep(0.0005)
@@ -73,8 +78,8 @@ def _before() -> None:
 
 
 def _after_in_parent() -> None:
-    if _forks:
-        _forks.pop()
+    with suppress(ValueError):  # a signal handler that raised can have kept `_before` from it
+        _forks.remove(get_ident())
 
 
 def _after_in_child() -> None:

@@ -17,7 +17,7 @@ from operator import itemgetter
 from threading import RLock
 from typing import Any, Final, Literal, TypeAlias
 
-from stigmergy.checks import check_writes
+from stigmergy.checks import check_number, check_writes
 from stigmergy.errors import InvalidValue, RevisionConflict, StoreClosed, StoreFull
 from stigmergy.flow import OpenWatch, Scan
 from stigmergy.hub import Hub
@@ -73,16 +73,13 @@ class MemoryStore(Store):
         max_entries: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if history < 0:
-            raise ValueError(f"history must not be negative, not {history}")
-        if max_entries is not None and max_entries < 1:
-            raise ValueError(f"max_entries must be at least 1, not {max_entries}")
+        history = check_number("history", history, 0)
         self.capabilities = frozenset({"resumable"} if history else ()) | frozenset({"isolated"} if copy else ())
         self._copy = _shared if copy is None else copy
         self._scalars = SCALARS if copy is None or copy is isolate else frozenset[type]()
         """The types of values that need no copy."""
         self._shares = copy is None
-        self._max_entries = inf if max_entries is None else max_entries
+        self._max_entries = inf if max_entries is None else check_number("max_entries", max_entries, 1)
         self._clock = clock
         self._lock = RLock()
         self._entries: dict[str, _Stored] = {}

@@ -25,7 +25,7 @@ from stigmergy.errors import DamagedValue, RevisionConflict, Unavailable
 from stigmergy.flow import Flow, Scan, Sleep
 from stigmergy.hub import new_epoch
 from stigmergy.model import Change, Op, Ttl
-from stigmergy.providers._engine import AsyncTransport, Done, Encoded, Engine, Found, Page, Place, Stored, Value
+from stigmergy.providers._engine import AsyncTransport, Done, Encoded, Engine, Found, Page, Place, Stored, Value, limits
 from stigmergy.providers._log import LogStore
 from stigmergy.providers._redis_script import COMMIT, LOG, READ, SCAN, Script
 from stigmergy.providers._redis_wire import NO_SCRIPT, Ask, RedisTransport, Server, Wait, Write, packed
@@ -46,7 +46,7 @@ class RedisStore(LogStore):
         url: of the server: `redis://`, `rediss://` (TLS), `unix://`; `valkey://` and `valkeys://` mean the same.
         namespace: stores of one namespace share everything, others nothing.
         history: how many of the last changes are remembered for `since=`, at least 100.
-        history_seconds: how long they are remembered at most; `None`: as long as there are not more than `history`.
+        history_seconds: older ones are forgotten as well, now and then as commits come; `None`: only by `history`.
         timeout: how many seconds to wait for a connection, and for an answer.
         codec: what makes values bytes; by default strict JSON (`stigmergy.codec`).
 
@@ -83,14 +83,11 @@ class RedisEngine(Engine):
     def __init__(
         self, url: str, *, namespace: str, history: int, history_seconds: float | None, timeout: float
     ) -> None:
-        if history < 100:
-            raise ValueError(f"history must be at least 100, not {history}")
-        if history_seconds is not None:
-            _check_seconds("history_seconds", history_seconds)
-        self.server = _server(url, timeout)
+        kept = limits(history, history_seconds, timeout)
+        self.server = _server(url, kept.timeout)
         entries, *others = (f"{{{_checked(namespace)}}}:{name}".encode() for name in "vkdsm")
         self._log_key = others[2]
-        self._history = b"%d" % history, b"%d" % math.ceil((history_seconds or 0) * 1e6)
+        self._history = b"%d" % kept.history, b"%d" % math.ceil((kept.history_seconds or 0) * 1e6)
         self._read = b"*3\r\n" + packed(b"HGET", entries)
         self._keys = packed(b"5", entries, *others)
 
@@ -306,7 +303,6 @@ def open_redis(url: str, **options: Any) -> RedisStore:
 
 def _server(url: str, timeout: float) -> Server:
     """What `url` names. Raises `ValueError`, which shows nothing of it but the names of parameters."""
-    _check_seconds("timeout", timeout)
     name, _, rest = url.partition("://")
     scheme = _SCHEMES.get(name.lower())
     if scheme is None:
@@ -345,11 +341,6 @@ def _parameters(connection_class: type[Any]) -> set[str]:
     from inspect import signature
 
     return {name for name in signature(connection_class.__init__).parameters if name.startswith("ssl_")}
-
-
-def _check_seconds(name: str, seconds: float) -> None:
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"{name} must be a positive, finite number of seconds, not {seconds}")
 
 
 def _checked(namespace: str) -> str:

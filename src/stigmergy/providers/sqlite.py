@@ -21,7 +21,7 @@ from stigmergy.flow import Flow, Scan
 from stigmergy.hub import new_epoch
 from stigmergy.keys import check_key
 from stigmergy.model import Change, Op
-from stigmergy.providers._engine import Done, Encoded, Engine, Found, Page, Place, Stored, Value
+from stigmergy.providers._engine import Done, Encoded, Engine, Found, Limits, Page, Place, Stored, Value, limits
 from stigmergy.providers._log import LogStore
 from stigmergy.providers._sqlite_file import Ask, Connection, File, Transport, result_code
 
@@ -58,12 +58,12 @@ class SQLiteStore(LogStore):
         durability: "normal" survives whatever kills the process; "full" also what kills the machine, for an fsync per
             commit.
         history: how many of the last changes are remembered for `since=`, at least 100.
-        history_seconds: how long they are remembered at most; `None`: as long as there are not more than `history`.
+        history_seconds: older ones are forgotten as well, now and then as commits come; `None`: only by `history`.
         timeout: how many seconds to wait for others who write, before `Unavailable`.
         codec: what makes values bytes; by default strict JSON (`stigmergy.codec`).
 
     Deadlines go by the clock of the host, but never back. A commit that another process makes reaches the watches here
-    within a few milliseconds.
+    within a few milliseconds, or 25 after a rest.
 
     """
 
@@ -81,13 +81,9 @@ class SQLiteStore(LogStore):
             raise ValueError("a SQLite store has a file: for one in memory there is MemoryStore")
         if durability not in ("normal", "full"):
             raise ValueError(f"durability must be 'normal' or 'full', not {durability!r}")
-        if history < 100:
-            raise ValueError(f"history must be at least 100, not {history}")
-        for name, seconds in (("history_seconds", history_seconds), ("timeout", timeout)):
-            if seconds is not None and not 0 < seconds < inf:
-                raise ValueError(f"{name} must be a positive, finite number of seconds, not {seconds}")
-        self._file = File(Path(path).absolute(), durability, timeout)
-        super().__init__(_Engine(self._file, history, history_seconds), codec)
+        kept = limits(history, history_seconds, timeout)
+        self._file = File(Path(path).absolute(), durability, kept.timeout)
+        super().__init__(_Engine(self._file, kept), codec)
         self._file_transport = cast("Transport", self._transport)
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -121,10 +117,9 @@ class _Head(NamedTuple):
 class _Engine(Engine):
     capabilities: ClassVar[frozenset[str]] = frozenset({"distributed", "durable", "isolated", "resumable"})
 
-    def __init__(self, file: File, history: int, history_seconds: float | None) -> None:
+    def __init__(self, file: File, kept: Limits) -> None:
         self._file = file
-        self._history = history
-        self._history_seconds = history_seconds
+        self._kept = kept
         self._trimmed = 0
         """The revision at which the log was trimmed here."""
 
@@ -218,11 +213,11 @@ class _Engine(Engine):
         if abs(revision - self._trimmed) < _TRIM_EVERY:
             return
         self._trimmed = revision
-        connection.execute("DELETE FROM log WHERE revision <= ?", (revision - self._history,))
-        if self._history_seconds is not None:
+        connection.execute("DELETE FROM log WHERE revision <= ?", (revision - self._kept.history,))
+        if self._kept.history_seconds is not None:
             some = "SELECT revision, time FROM log ORDER BY revision LIMIT 10000"
             old = f"SELECT max(revision) FROM ({some}) WHERE time < ?"
-            connection.execute(f"DELETE FROM log WHERE revision <= ({old})", (now - self._history_seconds,))
+            connection.execute(f"DELETE FROM log WHERE revision <= ({old})", (now - self._kept.history_seconds,))
 
 
 def open_sqlite(url: str, **options: Any) -> SQLiteStore:

@@ -16,7 +16,7 @@ from stigmergy.keys import check_key
 from stigmergy.middleware import Middleware, apply_middleware
 from stigmergy.model import Check, Snapshot, Write
 from stigmergy.reducers import Reducer, with_reducers
-from stigmergy.scope import acting_as, listed, scoped
+from stigmergy.scope import acting_as, listed, plain, scoped
 from stigmergy.store import Store
 from stigmergy.watch import Watch
 
@@ -74,10 +74,12 @@ def with_ownership(agent: str, owned: Iterable[str]) -> Middleware:
     """Return a middleware under which `agent` may write those keys of `owned` that nobody else wrote first.
 
     Whose a key is, is told by the `writer` of its entry, and decided in the same commit as the write: `AccessDenied`.
+    So are operations of an unknown kind.
     """
     mine = frozenset(map(check_key, listed(owned)))
 
     def owning(operation: Operation[Any]) -> Flow[Any]:
+        operation = plain(operation)
         if not isinstance(operation, Commit):
             return (yield operation)
         among = [write.key for write in operation.writes if write.key in mine and not isinstance(write, Check)]

@@ -77,3 +77,9 @@ class Closing:
         watch.close()
         never_used.close()
         assert await rest(colour, watch) == []
+
+    async def test_a_watch_that_nobody_has_used_yet_ends_with_its_store(self, store: Any, colour: Colour) -> None:
+        watch = store.watch("a")
+        await store.close()
+
+        assert await rest(colour, watch) == []

@@ -200,6 +200,29 @@ class Concurrency:
 
         assert [asyncio.run(write_and_read(number)) for number in range(3)] == [0, 1, 2]
 
+    def test_a_task_that_calls_again_and_again_ends_when_it_is_cancelled(self, sync_store: Store) -> None:
+        store = sync_store.aio
+
+        async def call_without_end() -> None:
+            while True:
+                await store.set("a", 1)
+                await store.get("a")
+                await asyncio.sleep(0)
+
+        async def cancelled_after(steps: int) -> bool:
+            task = asyncio.create_task(call_without_end())
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task], timeout=TIMEOUT)
+            return task.cancelled()
+
+        async def main() -> None:
+            for steps in range(1, 60):
+                assert await cancelled_after(steps), "a cancellation was lost"
+
+        asyncio.run(main())
+
     def test_threads_and_loops_talk_through_one_store(self, sync_store: Store) -> None:
         rounds = 50
 
