@@ -545,10 +545,10 @@ def test_the_block_is_left_while_this_thread_holds_the_lock_of_the_store(root: M
     assert not held.lost
 
 
-def test_a_claim_that_was_left_is_not_lost_later(root: MemoryStore, clock: VirtualClock) -> None:
-    with MemoryStore() as store, claim(store, "task", "w1", 0.01) as held:
+def test_a_claim_that_was_left_is_not_lost_later(root: MemoryStore) -> None:
+    with claim(root, "task", "w1", 0.5) as held:
         held.set("a", 1)
-    time.sleep(0.02)
+    eventually(lambda: time.monotonic() > held._lease.deadline)
 
     assert not held.lost
 
@@ -576,7 +576,7 @@ def test_a_burst_of_other_writes_ends_neither_a_claim_nor_the_wait_for_it(url: s
 
 
 def test_an_error_of_the_watch_is_no_loss_and_a_theft_behind_it_is_one(root: MemoryStore) -> None:
-    failures = iter([LookupError("once"), LookupError("again"), LookupError("and again")])
+    failures = iter([LookupError("once"), LookupError("again")])
 
     def failing(operation: Operation[Any]) -> Flow[Any]:
         result = yield operation
@@ -589,8 +589,8 @@ def test_an_error_of_the_watch_is_no_loss_and_a_theft_behind_it_is_one(root: Mem
 
     with MemoryStore() as store:
         renewed = store.watch("task")
-        with pytest.raises(ClaimLost), claim(apply_middleware(store, failing), "task", "w1", 0.3) as held:
-            for _ in range(6):
+        with pytest.raises(ClaimLost), claim(apply_middleware(store, failing), "task", "w1", 1.5) as held:
+            for _ in range(4):
                 renewed.get(5)
             assert not held.lost
             store.delete("task")
@@ -612,7 +612,7 @@ def test_a_watch_that_cannot_be_opened_again_is_no_loss_while_renewals_go_throug
 
     with MemoryStore() as store:
         is_held = False
-        with pytest.raises(ClaimLost) as lost, claim(apply_middleware(store, refusing), "task", "w1", 0.3) as held:
+        with pytest.raises(ClaimLost) as lost, claim(apply_middleware(store, refusing), "task", "w1", 1.5) as held:
             is_held = True
             for _ in range(20):
                 assert refused.acquire(timeout=5)
@@ -657,9 +657,9 @@ async def test_blocking_jobs_of_the_program_hold_up_no_renewal(tmp_path: Path) -
     async with open_async_store(f"sqlite:///{tmp_path}/state.db") as store:
         jobs = [asyncio.create_task(asyncio.to_thread(stop.wait)) for _ in range(64)]
         try:
-            async with claim(store, "task", "w1", 1.0) as held, store.watch("task") as renewals:
+            async with claim(store, "task", "w1", 2.0) as held, store.watch("task") as renewals:
                 async with asyncio.timeout(10):
-                    for _ in range(4):
+                    for _ in range(3):
                         assert (await anext(renewals)).op is Op.SET
                     await held.set("a", 1)
         finally:

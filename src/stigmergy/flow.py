@@ -246,6 +246,8 @@ class Next(Step[Change]):
             if not limit.expired():
                 raise
             raise TimeoutError("no change came in time") from None
+        finally:
+            del limit  # it holds the task, and the task this frame
 
 
 class Sleep(Step[None]):
