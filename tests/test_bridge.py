@@ -198,7 +198,10 @@ async def test_an_engine_that_is_away_is_asked_once_and_every_watch_says_so() ->
 
 
 async def test_the_threads_of_a_face_end_with_it_and_know_the_context_of_the_caller() -> None:
-    name = ContextVar[str]("name")
+    def ours() -> set[threading.Thread]:
+        return {each for each in threading.enumerate() if each.name.startswith("stigmergy")}
+
+    name, before = ContextVar[str]("name"), ours()
     seen = []
 
     class Curious(BlockingStore):
@@ -216,6 +219,7 @@ async def test_the_threads_of_a_face_end_with_it_and_know_the_context_of_the_cal
     await asyncio.to_thread(eventually, lambda: not thread.is_alive())
     with pytest.raises(StoreClosed):
         await store.aio.get("a")
+    await asyncio.to_thread(eventually, lambda: not ours() - before)
 
 
 async def test_a_watch_closed_before_it_was_opened_has_ended() -> None:

@@ -725,6 +725,79 @@ def test_a_release_of_which_nobody_knows_whether_it_happened_is_looked_up(root: 
     assert owner_of(root, "task") is None
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_a_release_that_stays_unclear_is_tried_twice_and_a_late_one_is_no_loss(root: MemoryStore, late: bool) -> None:
+    tried = []
+
+    def unsure(operation: Operation[Any]) -> Flow[Any]:
+        if isinstance(operation, Commit) and isinstance(operation.writes[0], Delete):
+            tried.append(operation)
+            if late and len(tried) == 2:
+                yield tried[0]
+                return (yield operation)
+            raise OutcomeUnknown("cut off")
+        return (yield operation)
+
+    if late:
+        with claim(apply_middleware(root, unsure), "task", "w1", LONG):
+            pass
+        assert len(tried) == 2
+    else:
+        with (
+            pytest.raises(OutcomeUnknown),
+            claim(apply_middleware(root, unsure), "task", "w1", LONG),
+        ):
+            pass
+        assert len(tried) == 3, "twice, and once to withdraw"
+
+
+def test_a_gap_that_was_overcome_is_no_cause_of_a_later_loss(root: MemoryStore) -> None:
+    failures = iter([LookupError("once")])
+    failed = threading.Event()
+
+    def failing(operation: Operation[Any]) -> Flow[Any]:
+        result = yield operation
+        return result.map(fail) if isinstance(operation, OpenWatch) else result
+
+    def fail(change: Change) -> Change:
+        for error in failures:
+            failed.set()
+            raise error
+        return change
+
+    with pytest.raises(ClaimLost) as lost, claim(apply_middleware(root, failing), "task", "w1", LONG) as held:
+        assert failed.wait(30)
+        root.delete("task")
+        eventually(lambda: held.lost)
+    assert lost.value.__cause__ is None
+
+
+def test_a_keeper_that_could_not_watch_renews_nothing_that_was_left(root: MemoryStore) -> None:
+    away = threading.Event()
+    seen: list[Operation[Any]] = []
+
+    def failing(operation: Operation[Any]) -> Flow[Any]:
+        seen.append(operation)
+        if away.is_set():
+            raise Unavailable("no route")
+        result = yield operation
+        return result.map(fail) if isinstance(operation, OpenWatch) else result
+
+    def fail(change: Change) -> Change:
+        away.set()
+        raise LookupError("and now nothing can be reached")
+
+    held = claim(apply_middleware(root, failing), "task", "w1", LONG)
+    held.__enter__()
+    eventually(lambda: isinstance(seen[-1], OpenWatch) and len(seen) > 2)  # it pauses, or is about to
+    with pytest.raises(Unavailable):
+        held.__exit__(None, None, None)
+    away.clear()
+    eventually(lambda: keepers() == [])
+
+    assert root.scan().revision == 1
+
+
 def test_a_forked_child_has_no_claim_and_ends_none(tmp_path: Path, start: Start) -> None:
     start(_fork_while_holding, f"sqlite:///{tmp_path}/state.db").hear()
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from stigmergy import MemoryStore, Set
+from stigmergy import InvalidValue, MemoryStore, Set
 
 
 async def test_a_full_watch_warns_once_in_the_log(store: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -122,3 +122,26 @@ async def test_each_of_several_changes_at_once_wakes_a_reader() -> None:
             changes = await asyncio.gather(*readers)
 
     assert sorted(change.key for change in changes) == ["a", "b", "c"]
+
+
+def test_the_error_of_a_change_that_cannot_be_delivered_is_in_no_cycle() -> None:
+    refused = iter([False])
+
+    class Once:
+        def __deepcopy__(self, memo: object) -> Once:
+            if next(refused, True):
+                raise LookupError("no more")
+            return self
+
+    with MemoryStore() as store:
+        watch = store.watch("a")
+        store.set("a", Once())
+        gc.disable()
+        try:
+            try:
+                watch.get_nowait()
+            except InvalidValue as error:
+                alive = weakref.ref(error)
+            assert alive() is None
+        finally:
+            gc.enable()

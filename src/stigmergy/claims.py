@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncClaim", "Claim", "claim", "owner_of"]
 
+_LONGEST_PAUSE = 0.1
+
 
 @overload
 def claim(store: Store, key: str, owner: str, ttl: float, *, timeout: float | None = None) -> Claim: ...
@@ -379,8 +381,7 @@ def _keep(lease: _Lease, is_wanted: Callable[[], object]) -> Flow[None]:
             except WatchClosed:
                 if not lease.ended:  # the store was closed
                     lease.lost = True
-            except Exception as error:  # `Compacted`, say, or what a function raises that the watch is mapped through
-                lease.cause = error
+            except Exception:  # `Compacted`, say, or what a function raises that the watch is mapped through
                 yield from _watch_anew(lease)
     finally:
         lease.watch.close()
@@ -395,11 +396,13 @@ def _watch_anew(lease: _Lease) -> Flow[None]:
         lease.look_at((yield from _entry(lease)))
     except Exception as error:
         lease.cause = error
-        yield from Sleep(lease.ttl / 100)
+        yield from Sleep(min(lease.ttl / 100, _LONGEST_PAUSE))
         yield from _renew(lease)
 
 
 def _renew(lease: _Lease) -> Flow[None]:
+    if lease.ended:
+        return
     since = monotonic()
     try:
         try:
@@ -444,18 +447,21 @@ def _delete(lease: _Lease, write: Delete) -> Flow[bool]:
 
 def _release(lease: _Lease) -> Flow[None]:
     """Delete the entry, unless it is somebody else's by now. Raises `ClaimLost` if the claim was lost in any way."""
-    lost, left = lease.is_lost(), lease.gone
+    lost, left, unclear = lease.is_lost(), lease.gone, False
     try:
         while not left:
             try:
                 yield from Commit((Delete(lease.key, lease.revision),))
                 left = True
             except (OutcomeUnknown, RevisionConflict) as error:
+                if unclear and isinstance(error, OutcomeUnknown):
+                    raise
+                unclear = unclear or isinstance(error, OutcomeUnknown)
                 entry = yield from _entry(lease)
                 if entry is not None and lease.is_at(entry):
                     lease.revision = entry.revision
-                else:
-                    left, lost = True, lost or isinstance(error, RevisionConflict)
+                else:  # once it was unclear, a conflict may be with the first attempt
+                    left, lost = True, lost or not unclear
     except StoreClosed as error:
         lost, lease.cause = True, error
     except BaseException as error:

@@ -27,6 +27,7 @@ class Threads:
     def __init__(self) -> None:
         self._pools: dict[int, ThreadPoolExecutor] = {}
         """By process: a child that was forked has none of its parent's threads."""
+        self._closed = False
 
     async def call(self, function: Callable[..., T], *args: object) -> T:
         """Return `function(*args)`, called in a thread, in this context. Cancelled, it lets that go on."""
@@ -37,9 +38,12 @@ class Threads:
 
     def close(self) -> None:
         """Let the threads end when they have nothing more to do. Waits for none."""
+        self._closed = True
         self._pools.clear()  # a pool that nobody holds ends; one that is shut down refuses who is about to call
 
     def _pool(self) -> ThreadPoolExecutor:
+        if self._closed:
+            return ThreadPoolExecutor(1, "stigmergy")  # for a call that comes too late, and ends with it
         process = getpid()
         pool = self._pools.get(process)
         return self._pools.setdefault(process, ThreadPoolExecutor(_MOST, "stigmergy")) if pool is None else pool

@@ -242,11 +242,12 @@ class Watch:
         except (StopIteration, StopAsyncIteration, WatchClosed) as error:
             raise RuntimeError(f"a function given to map raised {type(error).__name__}") from error
         except StateError as error:
-            related, cause = error, error.__cause__
-            for _, relate in self._functions[passed:]:
-                related = relate(related)
-            if related is error:
+            around = self._functions[passed:]
+            if not around:
                 raise
+            related, cause = error, error.__cause__
+            for _, relate in around:
+                related = relate(related)
         try:
             raise related from cause
         finally:
