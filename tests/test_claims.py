@@ -30,6 +30,7 @@ from stigmergy import (
     Flow,
     InvalidKey,
     MemoryStore,
+    Middleware,
     Op,
     OpenWatch,
     Operation,
@@ -65,6 +66,16 @@ def in_thread(function: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=function, daemon=True)
     thread.start()
     return thread
+
+
+def mapping(function: Callable[[Change], Change]) -> Middleware:
+    """A middleware by which every watch is mapped through `function`."""
+
+    def around(operation: Operation[Any]) -> Flow[Any]:
+        result = yield operation
+        return result.map(function) if isinstance(operation, OpenWatch) else result
+
+    return around
 
 
 def keepers() -> list[int]:
@@ -575,12 +586,8 @@ def test_a_burst_of_other_writes_ends_neither_a_claim_nor_the_wait_for_it(url: s
         assert granted > [20_000]
 
 
-def test_an_error_of_the_watch_is_no_loss_and_a_theft_behind_it_is_one(root: MemoryStore) -> None:
+def test_an_error_of_the_watch_is_no_loss_and_a_theft_behind_it_is_one() -> None:
     failures = iter([LookupError("once"), LookupError("again")])
-
-    def failing(operation: Operation[Any]) -> Flow[Any]:
-        result = yield operation
-        return result.map(fail) if isinstance(operation, OpenWatch) else result
 
     def fail(change: Change) -> Change:
         for error in failures:
@@ -589,7 +596,7 @@ def test_an_error_of_the_watch_is_no_loss_and_a_theft_behind_it_is_one(root: Mem
 
     with MemoryStore() as store:
         renewed = store.watch("task")
-        with pytest.raises(ClaimLost), claim(apply_middleware(store, failing), "task", "w1", 1.5) as held:
+        with pytest.raises(ClaimLost), claim(apply_middleware(store, mapping(fail)), "task", "w1", 1.5) as held:
             for _ in range(4):
                 renewed.get(5)
             assert not held.lost
@@ -755,17 +762,13 @@ def test_a_gap_that_was_overcome_is_no_cause_of_a_later_loss(root: MemoryStore) 
     failures = iter([LookupError("once")])
     failed = threading.Event()
 
-    def failing(operation: Operation[Any]) -> Flow[Any]:
-        result = yield operation
-        return result.map(fail) if isinstance(operation, OpenWatch) else result
-
     def fail(change: Change) -> Change:
         for error in failures:
             failed.set()
             raise error
         return change
 
-    with pytest.raises(ClaimLost) as lost, claim(apply_middleware(root, failing), "task", "w1", LONG) as held:
+    with pytest.raises(ClaimLost) as lost, claim(apply_middleware(root, mapping(fail)), "task", "w1", LONG) as held:
         assert failed.wait(30)
         root.delete("task")
         eventually(lambda: held.lost)
