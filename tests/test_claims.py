@@ -295,7 +295,7 @@ def test_a_claim_that_is_dropped_without_leaving_is_not_renewed_for_ever() -> No
         while (change := watch.get(5)).op is Op.SET:
             pass
         assert change.expired
-        eventually(lambda: len(store._hub._everybody()) == 1)  # the keeper has gone, with its watch
+        eventually(lambda: keepers() == [])
 
 
 def test_a_renewal_that_cannot_reach_the_engine_is_tried_again_until_the_deadline() -> None:
