@@ -492,7 +492,7 @@ def test_the_loss_tells_what_kept_it_from_being_renewed() -> None:
         return (yield operation)
 
     with MemoryStore() as root:
-        with pytest.raises(ClaimLost) as lost, claim(apply_middleware(root, failing), "task", "w1", 0.1) as held:
+        with pytest.raises(ClaimLost) as lost, claim(apply_middleware(root, failing), "task", "w1", 1.0) as held:
             eventually(lambda: held.lost)
         assert isinstance(lost.value.__cause__, Unavailable)
         assert owner_of(root, "task") is None
