@@ -236,14 +236,14 @@ MUTANTS = [
     ),
     Mutant(
         "a write through a claim checks nothing",
-        "claims.py",
+        "lease.py",
         "            return (yield from Commit((Check(lease.key, lease.revision), *signed)))[1:]",
         "            return (yield from Commit(signed))",
         ("tests/test_claims.py -k lost_claim_writes_nothing",),
     ),
     Mutant(
         "a claim of the same owner is taken for this one",
-        "claims.py",
+        "lease.py",
         "        return entry is not None and entry.writer == self.owner and entry.value == self._value",
         "        return entry is not None and entry.writer == self.owner",
         ("tests/test_claims.py -k lost_claim_writes_nothing",),

@@ -20,6 +20,7 @@ General layout, each module importing only those above it:
     hooks       functions around reads and writes
     scope       handles: a store through a scope, an identity or a guard
     reducers    values that are merged instead of replaced
+    lease       what a claim is made of: an entry with a ttl, taken, renewed and released
     claims      one owner at a time, with fencing
     tracing     spans and durations, by OpenTelemetry
     recipes     programs on the pieces above: the blackboard
