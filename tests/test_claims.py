@@ -710,7 +710,7 @@ async def test_a_renewal_that_hangs_is_the_cause(root: MemoryStore) -> None:
 
     with pytest.raises(ClaimLost) as lost:
         async with claim(apply_middleware(root.aio, hanging), "task", "w1", 0.2):
-            await asyncio.sleep(10)
+            await asyncio.get_running_loop().create_future()
 
     assert isinstance(lost.value.__cause__, TimeoutError)
 

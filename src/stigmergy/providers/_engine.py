@@ -171,7 +171,7 @@ class Limits(NamedTuple):
 
 
 def limits(history: int, history_seconds: float | None, timeout: float) -> Limits:
-    """Raises `TypeError`, `ValueError`. What is beyond all that an engine can count to is taken as that."""
+    """Return them checked, none beyond what engines can count to. Raises `TypeError`, `ValueError`."""
     return Limits(
         min(check_number("history", history, 100), _LONGEST_HISTORY),
         None if history_seconds is None else min(check_seconds("history_seconds", history_seconds), _LONGEST_HISTORY),
