@@ -226,7 +226,7 @@ def test_a_fork_in_the_middle_of_a_commit_gives_the_child_all_of_it_or_nothing(m
                 assert told == ([] if values[0] == 0 else [4, 5, 6]), told
                 mine = store.watch("a")
                 assert store.set("a", 2) == snapshot.revision + 1
-                assert mine.get(timeout=1).old_value == values[0]
+                assert mine.get(timeout=10).old_value == values[0]
                 store.close()
 
             def write(store: MemoryStore = store) -> None:

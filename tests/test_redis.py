@@ -41,7 +41,7 @@ from stigmergy.testing.traffic import all_at_once
 @contextmanager
 def watching(colour: Colour, url: str, namespace: str) -> Iterator[tuple[Any, list[threading.Thread]]]:
     """A store with watches that somebody waits for, and whose reader waits as well."""
-    store = RedisStore(named(url, namespace), namespace=namespace)
+    store = RedisStore(named(url, namespace), namespace=namespace, timeout=30)
     face = colour.face(store)
     watches = [store.watch("a"), store.watch(prefix=""), store.observe("a")]
     threads = [threading.Thread(target=list, args=[watch]) for watch in watches]
@@ -103,9 +103,9 @@ async def test_close_waits_for_no_timeout_and_wakes_who_waits(
 
         await face.close()
 
-        assert time.monotonic() - began < 3  # a timeout takes five
+        assert time.monotonic() - began < 10  # a timeout takes thirty
         for thread in threads:
-            thread.join(timeout=5)
+            thread.join(timeout=10)
         assert not any(thread.is_alive() for thread in threads)
         with pytest.raises(StoreClosed):
             await face.get("a")

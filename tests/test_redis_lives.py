@@ -439,7 +439,7 @@ async def test_a_watch_that_was_cut_off_for_longer_than_is_remembered_is_told(
 ) -> None:
     with Proxy(valkey.port) as proxy:
         url = f"redis://127.0.0.1:{proxy.port}"
-        store = new_redis(url=url, namespace=namespace, history=100, timeout=1)
+        store = new_redis(url=url, namespace=namespace, history=100, timeout=3)
         watch, state = store.watch(prefix=""), State(colour, store.observe("a", "b", "c"))
         await store.commit(Set("a", 0), Set("b", 0))
         await state.becomes({"a": 0, "b": 0})

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import count
 from types import FrameType
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -56,18 +57,21 @@ class Call(NamedTuple):
     """`None` if nobody waited for it."""
 
 
-@pytest.mark.parametrize("calls", [100, pytest.param(1000, marks=SLOW)])
-async def test_no_answer_of_a_cancelled_call_belongs_to_another(valkey: Server, namespace: str, calls: int) -> None:
+@pytest.mark.parametrize("enough", [60, pytest.param(1000, marks=SLOW)])
+async def test_no_answer_of_a_cancelled_call_belongs_to_another(valkey: Server, namespace: str, enough: int) -> None:
     made: list[Call] = []
-    draw = random.Random(calls)
+    cancelled = 0
+    draw = random.Random(enough)
 
     async def call_and_cancel(number: int) -> None:
+        nonlocal cancelled
         action, value = draw.choice(["set", "if", "get", "entry", "scan", "commit"]), f"value of {number}"
         task = asyncio.ensure_future(each(action, f"read/{number % 10}", f"{number % 7}/written", value))
-        await asyncio.wait([task], timeout=draw.uniform(0, 0.25))
+        await asyncio.wait([task], timeout=None if number % 3 == 0 else draw.uniform(0, 0.25))
         if not task.done():
             task.cancel()
             await asyncio.wait([task])
+        cancelled += task.cancelled()
         made.append(Call(action, value, None if task.cancelled() else task.result()))
 
     async def each(action: str, read: str, written: str, value: str) -> Any:
@@ -95,19 +99,18 @@ async def test_no_answer_of_a_cancelled_call_belongs_to_another(valkey: Server, 
             for number in range(10):
                 await store.set(f"read/{number}", f"value of read/{number}")
             proxy.mode = Delay(0.005, 0.05)
-            numbers = iter(range(calls))
+            numbers = count()
 
             async def client() -> None:
-                for number in numbers:
-                    await call_and_cancel(number)
+                while cancelled < enough:
+                    await call_and_cancel(next(numbers))
 
             await asyncio.gather(*(client() for _ in range(12)))
             proxy.mode = Pass()
             assert await store.set("last", "value") <= (await store.scan()).revision
             assert len(await asyncio.to_thread(connections, valkey.url, namespace)) <= 33
 
-    cancelled = [call for call in made if call.answer is None]
-    assert calls * 0.2 < len(cancelled) < calls * 0.9
+    assert len(made) - cancelled > enough / 4
     written = {change.value: change for change in log_of(valkey.url, namespace)}
     assert len(written) == len(log_of(valkey.url, namespace))
     for action, value, answer in made:
@@ -143,11 +146,11 @@ def alarm() -> Iterator[Callable[[float], None]]:
 
 
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # the driver's, when it is struck as it connects
-@pytest.mark.parametrize("calls", [50, pytest.param(500, marks=SLOW)])
+@pytest.mark.parametrize("enough", [20, pytest.param(200, marks=SLOW)])
 def test_no_answer_of_an_interrupted_call_belongs_to_another(
-    valkey: Server, namespace: str, alarm: Callable[[float], None], calls: int
+    valkey: Server, namespace: str, alarm: Callable[[float], None], enough: int
 ) -> None:
-    draw = random.Random(calls)
+    draw = random.Random(enough)
     answers: dict[str, int] = {}
     interrupted = 0
     with Proxy(valkey.port) as proxy:
@@ -156,10 +159,12 @@ def test_no_answer_of_an_interrupted_call_belongs_to_another(
             for number in range(10):
                 store.set(f"read/{number}", f"value of read/{number}")
             proxy.mode = Delay(0.001, 0.02)
-            for number in range(calls):
+            numbers = count()
+            while min(interrupted, len(answers)) < enough:
+                number = next(numbers)
                 read = f"read/{number % 10}"
                 try:
-                    alarm(draw.uniform(0.0005, 0.1))
+                    alarm(0 if number % 3 == 0 else draw.uniform(0.0005, 0.1))
                     if number % 2:
                         answers[f"value {number}"] = store.set("written", f"value {number}")
                     else:
@@ -172,7 +177,6 @@ def test_no_answer_of_an_interrupted_call_belongs_to_another(
             assert last == store.scan().revision
             assert len(connections(valkey.url, namespace)) <= 2
 
-    assert calls * 0.2 < interrupted < calls * 0.95
     log = log_of(valkey.url, namespace)
     assert check_log(log) == []
     assert max(Counter(change.value for change in log).values()) == 1
@@ -182,8 +186,8 @@ def test_no_answer_of_an_interrupted_call_belongs_to_another(
 # -- a network that fails ----------------------------------------------------------------------------------------------
 
 
-TIMEOUT = 0.5
-MARGIN = 5.0
+TIMEOUT = 2.0
+MARGIN = 10.0
 MODES: list[Mode] = [
     Pass(),
     Delay(0.005, 0.05),

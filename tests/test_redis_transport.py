@@ -21,6 +21,7 @@ pytest.importorskip("redis")
 
 import redis
 
+from processes import eventually
 from proxy import Cut, HalfClose, Pass, Proxy, Reset, Stall
 from servers import VALKEY, Server
 from stigmergy import Op, OutcomeUnknown, Unavailable
@@ -148,19 +149,12 @@ def test_idle_connections_are_closed_at_the_end(new_client: NewClient, valkey: S
         client.runner.run(client.transport.close())
     else:
         client.transport.close()
-    wait_until(lambda: connected(valkey) == before - 1)
+    eventually(lambda: connected(valkey) == before - 1)
 
 
 def connected(server: Server) -> int:
     with redis.Redis.from_url(server.url) as client:
         return int(client.info("clients")["connected_clients"])
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 # -- failures ----------------------------------------------------------------------------------------------------------
@@ -221,7 +215,7 @@ def test_what_may_be_repeated_is_repeated_once(new_client: NewClient, proxy: Pro
 
 
 def test_an_answer_that_does_not_come_in_time(new_client: NewClient, proxy: Proxy) -> None:
-    client = new_client(through(proxy), timeout=0.2)
+    client = new_client(through(proxy), timeout=0.5)
     client.set()
     proxy.mode = Stall()
 
@@ -230,11 +224,11 @@ def test_an_answer_that_does_not_come_in_time(new_client: NewClient, proxy: Prox
         client.set()
     with pytest.raises(Unavailable):
         client.get()
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 4  # below the timeout that is usual
 
     proxy.mode = Pass()
     assert client.idle() == 0
-    wait_until(lambda: client.get().revision == 2)
+    eventually(lambda: client.get().revision == 2)
 
 
 def test_a_wrong_password_is_unavailable_and_not_told(new_client: NewClient, new_server: Callable[..., Server]) -> None:
@@ -376,7 +370,7 @@ def test_waiting_can_be_interrupted(valkey: Server) -> None:
     while thread.is_alive():
         transport.interrupt()
         thread.join(0.005)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     assert [type(error) for error in failed] == [Unavailable]
     assert run(asked.commit(WRITE, NOWHERE), transport.request).revisions == (1,)
     transport.interrupt()

@@ -133,7 +133,7 @@ class Stage:
             assert {key: self.inner.get(key) for key in kept if key in snapshot} == state
             assert self.inner.set("b", "after the end") == snapshot.revision + 1
             assert len(self.inner._hub._everybody()) <= 4
-        assert self.inner._lock.acquire(timeout=1)
+        assert self.inner._lock.acquire(timeout=10)
         self.inner._lock.release()
         self.inner.close()
         return changes
@@ -444,7 +444,7 @@ ACTIONS: dict[str, Callable[[Stage], object]] = {
     "delete another": lambda stage: stage.store.delete(stage.other),
     "commit": lambda stage: stage.store.commit(Set(stage.key, "inner"), Set(stage.other, "inner"), Check("z z", 0)),
     "update": lambda stage: stage.store.update(stage.other, lambda value: "updated"),
-    "wait_for": lambda stage: stage.store.wait_for(stage.other, lambda value: True, timeout=1),
+    "wait_for": lambda stage: stage.store.wait_for(stage.other, lambda value: True, timeout=10),
     "watch": read_a_watch,
     "observe": observe,
     "unwatch": hand_over,
@@ -596,7 +596,7 @@ async def test_a_function_that_fails_in_map_does_not_pass_for_the_end_of_the_wat
 
 COROUTINES: dict[str, Callable[[Stage, Callable[..., Any]], object]] = {
     "update": lambda stage, function: stage.inner.update("a", function),
-    "wait_for": lambda stage, function: stage.inner.wait_for("a", function, timeout=1),
+    "wait_for": lambda stage, function: stage.inner.wait_for("a", function, timeout=10),
     "before_set": lambda stage, function: hooked_by(stage, before_set=function).set("a", OUTER),
     "on_scan": lambda stage, function: hooked_by(stage, on_scan=function).scan(),
     "on_watch": lambda stage, function: hooked_by(stage, on_watch=function).watch("a"),

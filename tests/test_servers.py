@@ -470,7 +470,7 @@ def test_a_proxy_that_closes_leaves_nothing(valkey: Server, mode: Mode) -> None:
 
         proxy.close()
 
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 8  # it waits ten for its thread
         with pytest.raises(ConnectionRefusedError):
             connect(proxy.port)
     assert threading.active_count() == before

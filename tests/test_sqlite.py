@@ -526,8 +526,8 @@ def test_threads_that_wait_for_a_locked_file_wait_no_longer_than_one(start: Star
     with SQLiteStore(path, timeout=0.5) as store, SQLiteStore(path, timeout=0.5) as other:
         begun = time.monotonic()
         writes = [partial(unavailable, partial(each.set, "a", SECRET), "locked") for each in (store, other)]
-        all_at_once(writes * 4)
-        assert time.monotonic() - begun < 3  # eight in a row would take four
+        all_at_once(writes * 12)
+        assert time.monotonic() - begun < 8  # twenty-four in a row would take twelve
         holder.say()
         assert holder.hear() == "let go"
         assert store.set("a", 6) == 6
@@ -1061,7 +1061,11 @@ def all_changes(store: Store) -> list[Change]:
 
 @pytest.mark.parametrize("outer", OPERATIONS)
 def test_whoever_writes_in_the_midst_of_an_operation_has_written_or_is_refused_at_once(path: Path, outer: str) -> None:
-    with SQLiteStore(path) as store, SQLiteStore(path, timeout=0.5) as other, store.watch(prefix="", capacity=None):
+    with (
+        SQLiteStore(path, timeout=30) as store,
+        SQLiteStore(path, timeout=0.5) as other,
+        store.watch(prefix="", capacity=None),
+    ):
         operate = partial(OPERATIONS[outer], store)
         operate()
         made: list[tuple[int, int]] = []
@@ -1074,7 +1078,7 @@ def test_whoever_writes_in_the_midst_of_an_operation_has_written_or_is_refused_a
                 made.append((store.set("inner", number), number))
             except Unavailable:
                 refused += 1
-            assert time.monotonic() - begun < 4  # less than the timeout
+            assert time.monotonic() - begun < 15  # less than the timeout
 
         for number, place in enumerate(places_in(operate)):
             strike(operate, place, partial(write, number))
@@ -1351,7 +1355,7 @@ def close_in_the_midst(link: Link, path: Path, rounds: int, seed: str) -> None:
             return time.monotonic() - started
 
         *_, seconds = all_at_once([*(partial(use, number) for number in range(6)), close])
-        assert seconds < 4
+        assert seconds < 10
         for operation in OPERATIONS.values():
             with pytest.raises(StoreClosed):
                 operation(store)
@@ -1388,7 +1392,7 @@ def test_a_store_with_watches_is_closed_soon_and_they_end(path: Path) -> None:
 
     begun = time.monotonic()
     store.close()
-    assert time.monotonic() - begun < 4
+    assert time.monotonic() - begun < 10
 
     for reader in readers:
         reader.join(10)
