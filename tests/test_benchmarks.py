@@ -77,6 +77,7 @@ def test_a_name_that_no_row_has_is_a_usage_error() -> None:
 # -- the rows ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_row_can_be_measured(name: str) -> None:
     result = result_of(name)

@@ -92,12 +92,14 @@ class Concurrency:
 
     def test_nobody_sees_half_a_commit(self, sync_store: Store, figures: Figures) -> None:
         sync_store.commit(Set("a", 0), Set("b", 0))
-        done = threading.Event()
+        last = 999
+        following, done = threading.Event(), threading.Event()
         looks: list[int] = []
 
         def write() -> None:
+            assert following.wait(TIMEOUT)
             try:
-                for number in range(1, 1000):
+                for number in range(1, last + 1):
                     sync_store.commit(Set("a", number), Set("b", number))
             finally:
                 done.set()
@@ -114,10 +116,10 @@ class Concurrency:
             looks.append(count)
 
         def follow() -> None:
-            with sync_store.watch("a", "b", capacity=None) as watch:
-                while not done.is_set():
-                    if (change := watch.get_nowait()) is not None and change.key == "a":
-                        assert sync_store.get("b") >= change.value
+            with sync_store.watch("a", capacity=None) as watch:
+                following.set()
+                while (change := watch.get(TIMEOUT)).value < last:
+                    assert sync_store.get("b") >= change.value
 
         in_threads(write, read, read, follow)
         figures.note("looks at commits under way, none half", sum(looks))
