@@ -97,7 +97,7 @@ async def test_ownership_is_decided_in_the_commit_for_conditional_writes_too(sto
     assert raw.get("blackboard:plan") == "mine"
 
 
-@pytest.mark.parametrize("owned", ["plan", [""], [1]])
+@pytest.mark.parametrize("owned", ["plan", [""], [1], ["plan:"]])
 def test_bad_lists_of_owned_keys_are_refused(owned: Any) -> None:
     with MemoryStore() as store, pytest.raises((TypeError, InvalidKey)):
         Blackboard(store, owned=owned)

@@ -775,6 +775,23 @@ def test_a_gap_that_was_overcome_is_no_cause_of_a_later_loss(root: MemoryStore) 
     assert lost.value.__cause__ is None
 
 
+def test_a_block_that_lost_its_claim_asks_an_engine_that_is_away_once(root: MemoryStore) -> None:
+    asked: list[str] = []
+
+    def away(operation: Operation[Any]) -> Flow[Any]:
+        if not is_held:
+            return (yield operation)
+        if threading.current_thread() is threading.main_thread():
+            asked.append(operation.name)
+        raise Unavailable("no route")
+
+    is_held = False
+    with pytest.raises(ClaimLost), claim(apply_middleware(root, away), "task", "w1", 1.0) as held:
+        is_held = True
+        eventually(lambda: held.lost)
+    assert asked == ["commit"]
+
+
 def test_a_keeper_that_could_not_watch_renews_nothing_that_was_left(root: MemoryStore) -> None:
     away = threading.Event()
     seen: list[Operation[Any]] = []

@@ -178,6 +178,41 @@ async def test_what_is_no_function_is_refused_at_once(store: Any) -> None:
             wrapped(store, pass_through, wrong)
 
 
+@pytest.mark.parametrize(
+    ("ask", "result", "told"),
+    [
+        (lambda store: store.scan(), None, r"returned None for Scan\(.*\): it must `return \(yield operation\)`"),
+        (lambda store: store.scan(), {}, r"returned a dict for Scan\(.*\), and not a Snapshot"),
+        (lambda store: store.watch("a"), None, r"returned None for OpenWatch\("),
+        (lambda store: store.watch("a"), [], r"returned a list for OpenWatch\(.*\), and not a Watch"),
+        (lambda store: store.set("a", 1), None, r"returned None for Commit\("),
+    ],
+)
+async def test_a_result_that_cannot_be_one_is_told_with_the_name_of_the_middleware(
+    store: Any, ask: Callable[[Any], Any], result: Any, told: str
+) -> None:
+    def careless(operation: Operation[Any]) -> Flow[Any]:
+        yield operation
+        return result
+
+    with pytest.raises(TypeError, match=f"the middleware .*careless {told}"):
+        await ask(wrapped(store, pass_through, careless, pass_through))
+
+
+async def test_a_snapshot_may_be_changed_by_one_around_it(store: Any) -> None:
+    def shouting(operation: Operation[Any]) -> Flow[Any]:
+        result = yield operation
+        if isinstance(operation, Scan):
+            return Snapshot(result, lambda key, entry: entry._replace(value="!"), result.revision, result.bookmark)
+        return result
+
+    loud = wrapped(store, shouting)
+    await loud.set("a", "?")
+    snapshot = await loud.scan()
+    assert (snapshot["a"].value, snapshot.revision, snapshot.bookmark) == ("!", 1, (await store.scan()).bookmark)
+    assert await loud.get_many(["a"]) == {"a": "!"}
+
+
 # -- everything passes through, and nothing goes around ----------------------------------------------------------------
 
 

@@ -55,7 +55,7 @@ from stigmergy.flow import Call, Commit, Flow, GetEntry, Next, OpenWatch, Operat
 from stigmergy.hooks import Hooks, compose_hooks, with_hooks
 from stigmergy.keys import Scope, scoped_key
 from stigmergy.middleware import Middleware, apply_middleware
-from stigmergy.model import Change, Check, Delete, Entry, Op, Set, Snapshot
+from stigmergy.model import Change, Check, Delete, Entry, Op, Set, Snapshot, Write
 from stigmergy.providers.memory import MemoryStore
 from stigmergy.reducers import with_reducers
 from stigmergy.registry import list_providers, open_async_store, open_store, register
@@ -106,6 +106,7 @@ __all__ = [
     "Unsupported",
     "Watch",
     "WatchClosed",
+    "Write",
     "acting_as",
     "agent_store",
     "apply_middleware",

@@ -168,7 +168,10 @@ class Unsupported(StateError):
 
 
 class Unavailable(StateError):
-    """The engine was not reached, or refused: the operation surely did nothing and may be tried again."""
+    """The engine was not reached, or refused: the operation surely did nothing and may be tried again.
+
+    Not for ever: a path or a password that is wrong is `Unavailable` each time.
+    """
 
 
 class OutcomeUnknown(StateError):

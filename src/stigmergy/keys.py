@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from stigmergy.errors import InvalidKey
 
-__all__ = ["Scope", "check_key", "check_prefix", "check_scope", "inside", "scoped_key"]
+__all__ = ["Scope", "check_key", "check_prefix", "check_scope", "check_whole_key", "inside", "scoped_key"]
 
 _MAX_BYTES = 512
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -78,6 +78,14 @@ def check_key(key: object) -> str:
     if not checked:
         raise InvalidKey(_shown(checked), "a key is not empty")
     return checked
+
+
+def check_whole_key(key: object) -> str:
+    """`check_key`, where one that ends in `:` would be taken for a prefix, as a grant is."""
+    plain = check_key(key)
+    if plain.endswith(":"):
+        raise InvalidKey(_shown(plain), "this names whole keys, no prefixes")
+    return plain
 
 
 def check_prefix(prefix: object) -> str:

@@ -21,6 +21,7 @@ from stigmergy.errors import (
     OutcomeUnknown,
     RevisionConflict,
     StoreClosed,
+    Unavailable,
     WatchClosed,
 )
 from stigmergy.flow import Commit, Flow, GetEntry, Next, OpenWatch, Sleep
@@ -278,7 +279,8 @@ def release(lease: Lease) -> Flow[None]:
     except StoreClosed as error:
         lost, lease.cause = True, error
     except BaseException as error:
-        yield from _withdraw(lease, error)
+        if not (lost and isinstance(error, Unavailable)):
+            yield from _withdraw(lease, error)
         if not (lost and isinstance(error, Exception)):
             raise
     if lost:

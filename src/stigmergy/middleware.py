@@ -137,24 +137,34 @@ def _chained(chain: tuple[Middleware, ...], around: _Around, perform: _Perform) 
 
 def _around(function: Middleware, perform: _Perform, operation: Operation[Any]) -> Any:
     result = run(function(operation), perform)
-    return _passed_on(function, operation) if result is None else result
+    if result is None or isinstance(operation, (Scan, OpenWatch)):
+        _check_result(function, operation, result)
+    return result
 
 
 async def _around_awaiting(function: Middleware, perform: _Perform, operation: Operation[Any]) -> Any:
     result = await arun(function(operation), perform)
-    return _passed_on(function, operation) if result is None else result
+    if result is None or isinstance(operation, (Scan, OpenWatch)):
+        _check_result(function, operation, result)
+    return result
 
 
 def _around_at_once(function: Middleware, perform: _Perform, operation: Operation[Any]) -> Any:
     result = run(function(_only_watch(operation)), perform, steps=Call)
-    return _passed_on(function, operation) if result is None else result
+    if result is None or isinstance(operation, (Scan, OpenWatch)):
+        _check_result(function, operation, result)
+    return result
 
 
-def _passed_on(function: Middleware, operation: Operation[Any]) -> None:
-    """Let `None` be the result, if it can be one."""
-    if not isinstance(operation, GetEntry):
-        name = getattr(function, "__qualname__", type(function).__name__)
+def _check_result(function: Middleware, operation: Operation[Any], result: Any) -> None:
+    """Raise `TypeError` for a result that would fail where nobody knows any more whose it was."""
+    kind = Snapshot if isinstance(operation, Scan) else Watch if isinstance(operation, OpenWatch) else object
+    name = getattr(function, "__qualname__", type(function).__name__)
+    if result is None and not isinstance(operation, GetEntry):
         raise TypeError(f"the middleware {name} returned None for {operation!r}: it must `return (yield operation)`")
+    if not isinstance(result, kind):
+        given = type(result).__name__
+        raise TypeError(f"the middleware {name} returned a {given} for {operation!r}, and not a {kind.__name__}")
 
 
 def _apply_at_once(store: AsyncStore, operation: Operation[Any]) -> Any:

@@ -128,7 +128,7 @@ class Snapshot(Mapping[str, Entry]):
     def __init__(
         self, entries: Mapping[str, Any], open: Callable[[str, Any], Entry], revision: int, bookmark: str
     ) -> None:
-        """For providers: `entries` as stored, sorted by key, and how to make one an `Entry` of the reader's own."""
+        """For providers and middleware: `entries` by key, sorted, and what makes an `Entry` of a key and its entry."""
         _assign(self, "_entries", entries)
         _assign(self, "_open", open)
         _assign(self, "revision", revision)

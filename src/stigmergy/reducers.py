@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from stigmergy.errors import RevisionConflict
 from stigmergy.flow import Call, Commit, Flow, Operation, Scan, backoff
-from stigmergy.keys import check_key
+from stigmergy.keys import check_whole_key
 from stigmergy.middleware import Middleware
 from stigmergy.model import Set, Snapshot, Write
 
@@ -22,13 +22,15 @@ def with_reducers(reducers: Mapping[str, Reducer], default: Reducer | None = Non
     """Return a middleware that merges what is set at the keys of `reducers` with what is there.
 
     An unconditional set, in a commit or alone, writes `reducer(old, new)`, atomically: of many at once none is lost.
-    Where the key is absent `new` is written as it is. A conditional set replaces, since whoever makes one has seen the
-    old value; so `update` does not merge twice. `default` is the reducer of all other keys (`None`: they are replaced).
+    Where the key is absent `new` is written as it is. The ttl is that of the set (`ttl="keep"`: what it was). A
+    conditional set replaces, since whoever makes one has seen the old value; so `update` does not merge twice.
+    `default` is the reducer of all other keys (`None`: they are replaced). Keys are whole: one that ends in `:`, as the
+    prefix of a grant does, is `InvalidKey`.
 
     A reducer runs outside every lock, again after a conflict, and on an async store it may be async. What it raises,
     the write raises, and nothing was changed. The layer sees keys as the handle has them that it is applied to.
     """
-    merges = {check_key(key): _callable(reducer) for key, reducer in reducers.items()}
+    merges = {check_whole_key(key): _callable(reducer) for key, reducer in reducers.items()}
     if default is not None:
         _callable(default)
 

@@ -41,6 +41,7 @@ def scoped(store: Store | AsyncStore, scope: str) -> Store | AsyncStore:
     Watches, scans, snapshots, bookmarks and errors speak of these relative keys. A `scope` is one or more segments,
     none empty and none with a `:`, with a `/` between them, always whole: "agent/plan" never meets "agent/planner".
     A scope of a scope joins segments: `scoped(scoped(store, "agent"), "planner")` is `scoped(store, "agent/planner")`.
+    With a guard or another middleware in between, the inner scope lies among the keys of the outer one.
 
     Raises `InvalidKey` for a bad scope, and later for a key that is too long together with it.
     """

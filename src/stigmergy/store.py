@@ -120,7 +120,8 @@ class Store(ABC):
 
         `function` gets `default` where the key is absent. It runs outside every lock, again (a few milliseconds later,
         with jittered backoff) whenever somebody else wrote in between, so it must be pure, and return the new value:
-        `lambda tags: [*tags, "new"]`, not `tags.append`. If it raises, nothing is written. A ttl stays as it is.
+        `lambda tags: [*tags, "new"]`, not `tags.append`. If it raises, nothing is written. A ttl stays as it is, and
+        a key that was absent gets none.
         """
         return self.run(flows.update(key, function, default))
 

@@ -150,6 +150,8 @@ class Log:
     def decoded(self, key: str, value: Value) -> Any:
         """`value` as a reader's own. Raises `DamagedValue`."""
         try:
+            if value.codec not in self._codecs:
+                raise LookupError(f"it was written with the codec {value.codec!r:.50}: pass that one as codec=")
             return self._codecs[value.codec].decode(value.data)
         except Exception as error:
             raise DamagedValue(key) from error

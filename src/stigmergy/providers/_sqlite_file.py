@@ -158,7 +158,7 @@ class File:
     def connect(self) -> Connection:
         """A new connection to a file that is one of ours. Raises `sqlite3.Error`, `Unavailable`."""
         if self._shared.is_spoiled:
-            raise Unavailable(f"{self.path.name} was in use when this process was forked: open it in another one")
+            raise Unavailable(f"{self.path} was in use when this process was forked: open it in another one")
         connection = sqlite3.connect(
             self.path, timeout=self._timeout, isolation_level=None, check_same_thread=False, factory=Connection
         )
@@ -204,7 +204,7 @@ class File:
                 time.sleep(random.uniform(0.001, 0.01))
             version = self._version(connection)
         if version > _SCHEMA_VERSION:
-            raise Unavailable(f"{self.path.name} was written by a newer version of this library (schema {version})")
+            raise Unavailable(f"{self.path} was written by a newer version of this library (schema {version})")
         status = os.stat(self.path)
         connection.file_id = status.st_dev, status.st_ino
 
@@ -216,13 +216,13 @@ class File:
             " FROM pragma_user_version, pragma_application_id"
         ).fetchone()
         if application != _APPLICATION and (version or tables):
-            raise Unavailable(f"{self.path.name} is a database of something else")
+            raise Unavailable(f"{self.path} is a database of something else")
         return cast("int", version)
 
     def _create(self, connection: Connection) -> None:
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
-            raise Unavailable(f"{self.path.name} is where SQLite cannot write ahead (journal mode {mode})")
+            raise Unavailable(f"{self.path} is where SQLite cannot write ahead (journal mode {mode})")
         self.write(connection, self._create_while_locked)
 
     def _create_while_locked(self, connection: Connection) -> None:
@@ -290,7 +290,7 @@ class Transport:
             raise
         except (TypeError, ValueError) as error:  # a row is missing, or has something else in it
             _close(connection)
-            raise Unavailable(f"{self._file.path.name}: the file is damaged") from error
+            raise Unavailable(f"{self._file.path}: the file is damaged") from error
         except BaseException:
             _close(connection)
             raise
@@ -388,7 +388,7 @@ def _passes(calls: SimpleQueue[None], seconds: float) -> bool:
 
 
 def _translated(error: sqlite3.Error, path: Path) -> Unavailable:
-    return Unavailable(f"{path.name}: {_REASONS.get(result_code(error), str(error))}")
+    return Unavailable(f"{path}: {_REASONS.get(result_code(error), str(error))}")
 
 
 _REASONS: Mapping[int, str] = {

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 from stigmergy.aio import AsyncStore
 from stigmergy.errors import AccessDenied, RevisionConflict
 from stigmergy.flow import Commit, Flow, Operation, Scan, backoff
-from stigmergy.keys import check_key
+from stigmergy.keys import check_whole_key
 from stigmergy.middleware import Middleware, apply_middleware
 from stigmergy.model import Check, Snapshot, Write
 from stigmergy.reducers import Reducer, with_reducers
@@ -43,7 +43,7 @@ class Blackboard(Generic[S]):
     stigmergy.errors.AccessDenied: this handle may not write what another owns: 'plan'
 
     `reducers` and `default` are as for `with_reducers`. A key that is `owned` belongs to the agent that has written it
-    first, until that agent deletes it.
+    first, until that agent deletes it. Both name whole keys: one that ends in `:` is `InvalidKey`.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Blackboard(Generic[S]):
         self.all: S = scoped(store, scope)
         """The blackboard itself, to read and to watch."""
         self._merging = with_reducers(reducers or {}, default)
-        self._owned = frozenset(map(check_key, listed(owned)))
+        self._owned = frozenset(map(check_whole_key, listed(owned)))
 
     def agent(self, name: str) -> S:
         """Return the blackboard as agent `name` has it: what it writes bears that name."""
@@ -76,7 +76,7 @@ def with_ownership(agent: str, owned: Iterable[str]) -> Middleware:
     Whose a key is, is told by the `writer` of its entry, and decided in the same commit as the write: `AccessDenied`.
     So are operations of an unknown kind.
     """
-    mine = frozenset(map(check_key, listed(owned)))
+    mine = frozenset(map(check_whole_key, listed(owned)))
 
     def owning(operation: Operation[Any]) -> Flow[Any]:
         operation = plain(operation)
