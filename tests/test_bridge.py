@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterable
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +32,7 @@ from stigmergy import (
     Watch,
     WatchClosed,
 )
+from stigmergy.providers.sqlite import SQLiteStore
 
 
 class BlockingStore(MemoryStore):
@@ -220,6 +224,28 @@ async def test_the_threads_of_a_face_end_with_it_and_know_the_context_of_the_cal
     with pytest.raises(StoreClosed):
         await store.aio.get("a")
     await asyncio.to_thread(eventually, lambda: not ours() - before)
+
+
+def test_a_program_ends_with_what_was_asked_for_done_though_nobody_waits(tmp_path: Path) -> None:
+    program = """
+import asyncio, sys
+from stigmergy import open_async_store
+
+async def main():
+    store = open_async_store(f"sqlite:///{sys.argv[1]}/state.db")
+    writes = [asyncio.create_task(store.set(f"{number}", number)) for number in range(100)]
+    await asyncio.sleep(0)
+    for write in writes:
+        write.cancel()
+
+asyncio.run(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    with SQLiteStore(tmp_path / "state.db") as store:
+        assert store.scan().revision == 100
 
 
 async def test_a_watch_closed_before_it_was_opened_has_ended() -> None:

@@ -583,6 +583,8 @@ async def test_a_claim_that_is_cancelled_at_any_step_leaves_nothing_behind(face:
     for at, late in ((at, late) for at in range(20 * LONGEST) for late in (False, True)):
         scene = Scene(face)
         came_so_far = await cancelled_at(at, work_under_a_claim(scene), late=late, others=nothing, happen=int)
+        if leaving := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(leaving, timeout=10)
         await scene.settle()
 
         state = scene.state()

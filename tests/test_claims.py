@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -672,6 +673,76 @@ async def test_blocking_jobs_of_the_program_hold_up_no_renewal(tmp_path: Path) -
         finally:
             stop.set()
             await asyncio.gather(*jobs)
+
+
+@pytest.mark.parametrize("url", ["memory", "sqlite"])
+async def test_a_block_that_is_cancelled_again_at_each_step_leaves_its_claim(url: str, tmp_path: Path) -> None:
+    """As the cancel scopes of anyio do."""
+
+    async def work(number: int) -> None:
+        async with claim(store, f"task {number}", "w1", LONG):
+            inside.set()
+            await asyncio.Event().wait()
+
+    async with open_async_store("memory" if url == "memory" else f"sqlite:///{tmp_path}/state.db") as store:
+        for number in range(40):
+            inside = asyncio.Event()
+            task = asyncio.create_task(work(number))
+            await inside.wait()
+            while not task.done():
+                task.cancel()
+                await asyncio.sleep(0)
+            await asyncio.to_thread(eventually, lambda key=f"task {number}": owner_of(store.sync, key) is None)
+
+
+def test_claims_are_held_and_left_when_the_main_thread_has_ended(tmp_path: Path) -> None:
+    program = """
+import asyncio, sys, threading
+from stigmergy import claim, open_store
+
+store = open_store(f"sqlite:///{sys.argv[1]}/state.db")
+entered = threading.Event()
+
+async def work():
+    async with claim(store.aio, "task", "w1", 3600) as held:
+        entered.set()
+        while threading.main_thread().is_alive():
+            await asyncio.sleep(0.001)
+        await held.set("a", 1)
+
+threading.Thread(target=asyncio.run, args=[work()]).start()
+assert entered.wait(30)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    with SQLiteStore(tmp_path / "state.db") as store:
+        assert (store.get("a"), owner_of(store, "task")) == (1, None)
+
+
+def test_a_watch_mapped_through_what_times_out_makes_no_storm_of_renewals() -> None:
+    renewals = 0
+
+    def counting(operation: Operation[Any]) -> Flow[Any]:
+        nonlocal renewals
+        renewals += isinstance(operation, Commit)
+        result = yield operation
+        return result.map(fail) if isinstance(operation, OpenWatch) else result
+
+    def fail(change: Change) -> Change:
+        raise TimeoutError("no key came in time")
+
+    with MemoryStore() as root:
+        store = apply_middleware(root, counting)
+        with claim(store, "task", "w1", 5.0) as held:
+            began = time.monotonic()
+            eventually(lambda: renewals >= 6)
+            assert time.monotonic() - began > 0.2, "a hundredth of the ttl between two"
+            assert not held.lost
+            waiting = claim(store, "task", "w2", LONG)
+            with pytest.raises(TimeoutError, match="no key came in time"):
+                waiting.__enter__()
 
 
 def test_when_a_loop_is_shut_down_a_block_that_is_cancelled_cleans_up_in_peace() -> None:

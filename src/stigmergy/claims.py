@@ -22,7 +22,7 @@ from stigmergy.model import Check, Delete, Set, Ttl
 from stigmergy.store import Store
 
 if TYPE_CHECKING:
-    from asyncio import Task
+    from asyncio import Future, Task
 
 __all__ = ["AsyncClaim", "Claim", "claim", "owner_of"]
 
@@ -191,8 +191,14 @@ class AsyncClaim(_Held):
             raise self._lease.error() from self._lease.cause or error
 
     async def _leave(self, kind: type[BaseException] | None) -> None:
+        import asyncio
+
+        # In a task of its own: some libraries cancel a task again at each step until it has ended.
+        leaving = asyncio.ensure_future(self._store.run(release(self._lease)))
+        _leaving.add(leaving)
+        leaving.add_done_callback(_left)
         with suppress(*() if kind is None else (Exception,)):
-            await self._store.run(release(self._lease))
+            await asyncio.shield(leaving)
 
     def _is_cancelled(self) -> bool:
         """Whether somebody else has cancelled the block."""
@@ -203,6 +209,16 @@ class AsyncClaim(_Held):
         assert self._block is not None
         self._cancelled = True
         self._block.cancel()
+
+
+_leaving: set[Future[None]] = set()
+"""A loop alone would forget them."""
+
+
+def _left(leaving: Future[None]) -> None:
+    _leaving.discard(leaving)
+    if not leaving.cancelled():
+        leaving.exception()  # whoever waits for it is told; if nobody does, that is nothing to log
 
 
 # -- the keepers -------------------------------------------------------------------------------------------------------

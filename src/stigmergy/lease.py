@@ -141,6 +141,8 @@ def _stays_taken(lease: Lease, until: float) -> Flow[bool]:
     try:
         change = yield from Next(lease.watch, None if left == inf else max(left, 0.0))
     except TimeoutError:
+        if until == inf:  # the watch is mapped through what raised it
+            raise
         raise TimeoutError(f"{lease.key!r} was not free in time") from None
     except WatchClosed:
         yield from GetEntry(lease.key)  # a closed store says so
@@ -187,6 +189,8 @@ def keep(lease: Lease, is_wanted: Callable[[], object]) -> Flow[None]:
             try:
                 lease.heed((yield from Next(lease.watch, max(lease.renewal - monotonic(), 0.0))))
             except TimeoutError:
+                if monotonic() < lease.renewal:  # the watch is mapped through what raised it, and will be again
+                    yield from Sleep(_pause(lease))
                 if is_wanted():
                     yield from _renew(lease)
             except WatchClosed:
@@ -207,8 +211,12 @@ def _watch_anew(lease: Lease) -> Flow[None]:
         lease.look_at((yield from _entry(lease)))
     except Exception as error:
         lease.cause = error
-        yield from Sleep(min(lease.ttl / 100, _LONGEST_PAUSE))
+        yield from Sleep(_pause(lease))
         yield from _renew(lease)
+
+
+def _pause(lease: Lease) -> float:
+    return min(lease.ttl / 100, _LONGEST_PAUSE)
 
 
 def _renew(lease: Lease) -> Flow[None]:
