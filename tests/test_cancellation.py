@@ -15,7 +15,7 @@ import sys
 import threading
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from itertools import count
 from typing import Any
@@ -51,6 +51,7 @@ from stigmergy import (
     with_hooks,
 )
 from stigmergy.flow import arun
+from stigmergy.threads import _going
 
 LONGEST = 40
 """More steps than any coroutine here takes."""
@@ -199,9 +200,13 @@ class Scene:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
 
     async def settle(self) -> None:
-        """Let what the tasks have begun in the thread come to its end."""
-        await turns()
-        await asyncio.to_thread(int)
+        """Let what the tasks have begun in threads come to its end, and what follows from that."""
+        quiet = 0
+        while quiet < 2:
+            await turns()
+            going = list(_going)
+            await asyncio.to_thread(wait, going)
+            quiet = 0 if going else quiet + 1
         await turns()
 
     def state(self) -> dict[str, Any]:
