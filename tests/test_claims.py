@@ -704,10 +704,16 @@ store = open_store(f"sqlite:///{sys.argv[1]}/state.db")
 entered = threading.Event()
 
 async def work():
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+
+    def tell():
+        threading.main_thread().join()
+        loop.call_soon_threadsafe(ended.set)
+
     async with claim(store.aio, "task", "w1", 3600) as held:
+        threading.Thread(target=tell).start()
         entered.set()
-        while threading.main_thread().is_alive():
-            await asyncio.sleep(0.001)
+        await ended.wait()
         await held.set("a", 1)
 
 threading.Thread(target=asyncio.run, args=[work()]).start()

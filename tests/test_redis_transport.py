@@ -314,14 +314,15 @@ async def test_a_cancelled_request_takes_its_connection_with_it(proxy: Proxy) ->
     transport = asked.async_transport()
     await arun(asked.commit(WRITE, NOWHERE), transport.request)
     proxy.mode = Stall()
+    (here,) = transport._loops.values()  # type: ignore[attr-defined]
+    assert len(here.links.idle) == 1
     task = asyncio.create_task(arun(asked.commit(WRITE, NOWHERE), transport.request))
-    await asyncio.sleep(0.05)
+    await asyncio.to_thread(eventually, lambda: not here.links.idle)  # the request has its connection
 
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
 
-    (here,) = transport._loops.values()  # type: ignore[attr-defined]
     assert here.links.idle == []
     proxy.mode = Pass()
     done = await arun(asked.commit(WRITE, NOWHERE), transport.request)

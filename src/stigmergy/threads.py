@@ -91,7 +91,8 @@ class _Crew:
             try:
                 Thread(target=self._work, name="stigmergy", daemon=True).start()
             except RuntimeError:
-                self._started -= 1
+                with self._lock:
+                    self._started -= 1
                 raise
         self.calls.put(call)
 
