@@ -740,6 +740,26 @@ def test_ctrl_c_ends_all_processes_at_once(again: bool, url: str, folder: Path) 
     assert_nothing_is_left(url)
 
 
+def hears_ctrl_c(thread: Path) -> bool:
+    try:
+        status = (thread / "status").read_text()
+    except (FileNotFoundError, ProcessLookupError):  # it has ended since it was listed
+        return False
+    blocked = re.search(r"^SigBlk:\s*(\w+)$", status, re.MULTILINE)
+    assert blocked is not None
+    return not int(blocked[1], 16) >> (signal.SIGINT - 1) & 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system does not tell")
+def test_only_the_first_thread_hears_ctrl_c(url: str, folder: Path) -> None:
+    fill_with_work(folder)
+
+    with Program(folder, url) as program:
+        program.wait_for_work()
+        threads = list(Path(f"/proc/{program.process.pid}/task").iterdir())
+        assert [int(thread.name) for thread in threads if hears_ctrl_c(thread)] == [program.process.pid]
+
+
 @on_posix
 def test_nobody_outlives_the_first_process_when_it_is_killed(url: str, folder: Path) -> None:
     fill_with_work(folder)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -87,6 +89,25 @@ def test_what_one_process_wrote_another_one_reads_at_once(url: str, start: Start
             entry = store.get_entry(f"k{number}")
             assert entry is not None
             assert entry.revision == revision == store.scan().revision
+
+
+def wait_for_a_signal(link: Link, url: str) -> None:
+    with open_store(url) as store, store.watch("a") as watch:
+        store.set("a", 1)
+        watch.get(timeout=10)  # so whatever watches the place in the background has begun
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        link.say("ready")
+        link.hear()
+        link.say(signal.sigwait({signal.SIGTERM}))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_a_signal_goes_to_the_thread_of_the_program_that_waits_for_it(url: str, start: Start) -> None:
+    child = start(wait_for_a_signal, url)
+    assert child.hear() == "ready"
+    child.signal(signal.SIGTERM)
+    child.say("go")
+    assert child.hear() == signal.SIGTERM
 
 
 def hear_of_changes(link: Link, url: str) -> None:

@@ -149,7 +149,7 @@ def _interrupted_once() -> Iterator[None]:
 
 
 def _deafen() -> None:
-    """Let no Ctrl-C strike the end of the process, where Python gives up its handlers. The agents hear none anyway."""
+    """Let no Ctrl-C strike the end of the process, where Python gives up its handlers. No other thread hears one."""
     if hasattr(signal, "pthread_sigmask"):  # not on Windows
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 

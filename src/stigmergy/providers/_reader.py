@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from _thread import allocate_lock, get_ident, start_new_thread
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -113,6 +114,7 @@ class Reader:
     # -- in the thread -------------------------------------------------------------------------------------------------
 
     def _follow(self, transport: Transport) -> None:
+        _leave_signals_to_others()
         self._thread = get_ident()
         failures = 0
         try:
@@ -182,6 +184,16 @@ class Reader:
             )
         with suppress(Empty):
             self._pauses.get(timeout=uniform(0, min(0.02 * 2 ** min(failures, 10), _LONGEST_PAUSE)))
+
+
+def _leave_signals_to_others() -> None:
+    """Let this thread receive none but its own faults: the program may block them elsewhere, and wait for them there.
+
+    It may also be ending, with its handlers gone already, while this thread is not.
+    """
+    if hasattr(signal, "pthread_sigmask"):  # not on Windows
+        faults = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - faults)
 
 
 def _nothing() -> None:
