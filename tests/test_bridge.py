@@ -226,6 +226,21 @@ async def test_the_threads_of_a_face_end_with_it_and_know_the_context_of_the_cal
     await asyncio.to_thread(eventually, lambda: not ours() - before)
 
 
+async def test_calls_one_after_another_are_made_by_one_thread() -> None:
+    threads: set[int] = set()
+
+    class Curious(BlockingStore):
+        def get_entry(self, key: str) -> Entry | None:
+            threads.add(threading.get_ident())
+            return super().get_entry(key)
+
+    async with Curious().aio as face:
+        for _ in range(1000):
+            await face.get("a")
+
+    assert len(threads) == 1
+
+
 def test_a_program_ends_with_what_was_asked_for_done_though_nobody_waits(tmp_path: Path) -> None:
     program = """
 import asyncio, sys

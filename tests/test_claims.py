@@ -714,7 +714,7 @@ async def work():
         threading.Thread(target=tell).start()
         entered.set()
         await ended.wait()
-        await held.set("a", 1)
+        await asyncio.gather(held.set("a", 1), *(store.aio.get("b") for _ in range(8)))
 
 threading.Thread(target=asyncio.run, args=[work()]).start()
 assert entered.wait(30)

@@ -525,6 +525,7 @@ store.set("a", 1)
 assert "asyncio" not in sys.modules
 import asyncio
 async def main():
+    asyncio.get_running_loop().slow_callback_duration = 60
     assert (await watch.aget()).value == (await latest.aget()).value == 1
     waiting = asyncio.create_task(watch.aget())
     await asyncio.sleep(0)

@@ -401,6 +401,7 @@ from stigmergy.providers.redis import RedisStore
 store = RedisStore(sys.argv[1], namespace=sys.argv[2])
 
 async def use(n):
+    asyncio.get_running_loop().slow_callback_duration = 60
     await asyncio.gather(*(store.aio.set(str(i), i) for i in range(n)))
 
 for _ in range(3):

@@ -68,7 +68,7 @@ class _Pool:
     def __del__(self) -> None:
         self._crew.calls.put(None)
 
-    def submit(self, call: Callable[[], None]) -> None:
+    def submit(self, call: Callable[[], Callable[[], None]]) -> None:
         self._crew.submit(call)
 
 
@@ -76,13 +76,14 @@ class _Crew:
     """What the threads of a pool know of it."""
 
     def __init__(self) -> None:
-        self.calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self.calls: SimpleQueue[Callable[[], Callable[[], None]] | None] = SimpleQueue()
+        """Each does what is asked, and returns how to tell of it."""
         self._lock = Lock()
         self._started = 0
         self._free = 0
         """Threads that wait for a call, less the calls that wait for a thread."""
 
-    def submit(self, call: Callable[[], None]) -> None:
+    def submit(self, call: Callable[[], Callable[[], None]]) -> None:
         with self._lock:
             short = self._free <= 0 and self._started < _MOST
             self._started += short
@@ -90,18 +91,21 @@ class _Crew:
         if short:
             try:
                 Thread(target=self._work, name="stigmergy", daemon=True).start()
-            except RuntimeError:
+            except RuntimeError:  # no more threads; or CPython 3.12.1, where the main thread has ended
                 with self._lock:
                     self._started -= 1
-                raise
+                    if not self._started:
+                        raise
+                    self._free -= 1
         self.calls.put(call)
 
     def _work(self) -> None:
         while (call := self.calls.get()) is not None:
-            call()
-            del call
+            tell = call()
             with self._lock:
-                self._free += 1
+                self._free += 1  # before anybody is told, who may call again at once
+            tell()
+            del call, tell
         self.calls.put(None)
 
 
@@ -111,16 +115,22 @@ os.register_at_fork(after_in_child=_going.clear)
 atexit.register(lambda: wait(list(_going)))
 
 
-def _perform(done: Future[T], call: Callable[[], T]) -> None:
-    """Call, and then tell, if somebody still wants to know."""
+def _perform(done: Future[T], call: Callable[[], T]) -> Callable[[], None]:
     answer: Callable[[], None]
     try:
         answer = partial(done.set_result, call())
     except BaseException as error:
         answer = partial(done.set_exception, error)
     try:
+        return partial(_tell, done, answer)
+    finally:
+        del done, call, answer  # the error holds this frame
+
+
+def _tell(done: Future[Any], answer: Callable[[], None]) -> None:
+    """Answer, if somebody still wants to know."""
+    try:
         if done.set_running_or_notify_cancel():
             answer()
     finally:
         _going.discard(done)
-        del done, call, answer  # the error holds this frame
