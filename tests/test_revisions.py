@@ -121,7 +121,6 @@ async def test_every_write_that_changes_something_takes_the_next_revision_and_no
     assert [change.revision for change in await colour.drain(watch)] == list(range(1, last + 1))
 
 
-@pytest.mark.timeout(30)
 def test_revisions_of_racing_threads_are_dense_and_each_is_taken_once(seed: str) -> None:
     clock = VirtualClock()
     store = MemoryStore(clock=clock)
