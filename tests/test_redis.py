@@ -265,7 +265,7 @@ with RedisStore(url, namespace=namespace) as store:
     print(end="\\n", flush=True)
     sys.stdin.readline()
     for key in range(40):
-        store.set(f"{number}/{key}", "early", ttl=draw.uniform(0.3, 1))
+        store.set(f"{number}/{key}", "early", ttl=draw.uniform(0.3, 1) if key % 4 else 100)
         if key % 4 == 0:
             store.set(f"{number}/{key}", "late", ttl=draw.uniform(0.5, 1))
     expired = []
@@ -302,7 +302,7 @@ def test_deadlines_become_changes_in_their_order(redis_url: str, namespace: str)
     draw = random.Random(namespace)
     with RedisStore(redis_url, namespace=namespace) as store:
         watch = store.watch(prefix="", capacity=None)
-        store.commit(*(Set(f"{number}", number, ttl=draw.uniform(0.2, 0.6)) for number in range(200)))
+        store.commit(*(Set(f"{number}", number, ttl=draw.uniform(3, 3.4)) for number in range(200)))
         deadlines = {key: entry.expires for key, entry in store.scan().items()}
         expired: list[Change] = []
         while len(expired) < 200:
@@ -326,6 +326,7 @@ from stigmergy.providers.redis import RedisStore
 warnings.simplefilter("ignore", DeprecationWarning)  # that a fork beside threads may hang; here it may not
 url, namespace = sys.argv[1:]
 store = RedisStore(url, namespace=namespace)
+store.aio  # its module is imported before anybody forks in the midst of that
 watch = store.watch(prefix="", capacity=None)
 stopped, counts, wrong = threading.Event(), [0] * 5, []
 

@@ -216,9 +216,10 @@ class Tried(NamedTuple):
 async def tried(colour: Colour, url: str, operation: str, mode: Mode, *, warm: bool) -> Tried:
     """Try `operation` while the network is in `mode`. When that is over, everything has to work again."""
     namespace = os.urandom(6).hex()
+    timeout = MARGIN if isinstance(mode, (Pass, Delay, Dribble)) else TIMEOUT
     with RedisStore(url, namespace=namespace) as judge, proxied(url) as proxy:
         judge.set("there", "value")
-        with RedisStore(f"redis://127.0.0.1:{proxy.port}", namespace=namespace, timeout=TIMEOUT) as store:
+        with RedisStore(f"redis://127.0.0.1:{proxy.port}", namespace=namespace, timeout=timeout) as store:
             face = colour.face(store)
             watch = await open_there(face) if warm else None
             if warm:

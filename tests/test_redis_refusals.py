@@ -178,7 +178,7 @@ async def test_a_server_that_still_loads_its_data_is_unavailable_until_it_has(
     store = new_redis(url=server.url, namespace=namespace)
     watch = store.watch("there")
     await store.set("there", "value")
-    for number in range(30):
+    for number in range(100):
         ask(server, "SET", f"{number}", os.urandom(5000).hex())
     ask(server, "SAVE")
     server.kill()

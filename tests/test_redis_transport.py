@@ -215,7 +215,7 @@ def test_what_may_be_repeated_is_repeated_once(new_client: NewClient, proxy: Pro
 
 
 def test_an_answer_that_does_not_come_in_time(new_client: NewClient, proxy: Proxy) -> None:
-    client = new_client(through(proxy), timeout=0.5)
+    client = new_client(through(proxy), timeout=2)
     client.set()
     proxy.mode = Stall()
 
@@ -224,7 +224,7 @@ def test_an_answer_that_does_not_come_in_time(new_client: NewClient, proxy: Prox
         client.set()
     with pytest.raises(Unavailable):
         client.get()
-    assert time.monotonic() - began < 4  # below the timeout that is usual
+    assert time.monotonic() - began < 9  # below the timeout that is usual, twice
 
     proxy.mode = Pass()
     assert client.idle() == 0

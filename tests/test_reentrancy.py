@@ -49,7 +49,7 @@ OUTER = "written by whoever called"
 def no_deadlock(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
     with capfd.disabled():
         stderr = os.dup(2)  # where somebody sees it
-    faulthandler.dump_traceback_later(10, exit=True, file=stderr)
+    faulthandler.dump_traceback_later(60, exit=True, file=stderr)
     yield
     faulthandler.cancel_dump_traceback_later()
     os.close(stderr)

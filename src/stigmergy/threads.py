@@ -111,7 +111,8 @@ class _Crew:
 
 _going: set[Future[Any]] = set()
 """What was asked for and is not done. A program ends when it is, writes included, though nobody waits for them."""
-os.register_at_fork(after_in_child=_going.clear)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_going.clear)
 atexit.register(lambda: wait(list(_going)))
 
 
