@@ -349,7 +349,7 @@ def run(folder: Path, tests: tuple[str, ...], seed: int, limit: int) -> Run:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     seconds = time.perf_counter() - started
@@ -363,9 +363,10 @@ def run(folder: Path, tests: tuple[str, ...], seed: int, limit: int) -> Run:
 def judge(mutant: Mutant, runs: int, seed: int, seconds: float) -> bool:
     """Whether `mutant` was killed in time in every run; says so."""
     with copy_of_the_package(None) as folder:
-        sound = run(folder, mutant.tests, seed, limit=60)
+        sound = run(folder, mutant.tests, seed, limit=180)
     with copy_of_the_package(mutant) as folder:
-        found = [run(folder, mutant.tests, seed + number, limit=2) for number in range(runs)]
+        limit = max(2, int(0.4 * seconds))
+        found = [run(folder, mutant.tests, seed + number, limit) for number in range(runs)]
     kills = sum(bool(each.failed) for each in found)
     slowest = max(each.seconds for each in found)
     killers = Counter(name for each in found for name in each.failed)

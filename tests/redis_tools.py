@@ -21,7 +21,7 @@ from stigmergy.testing import Colour
 NewServer = Callable[..., Server]
 NewStore = Callable[..., Any]
 
-SLOW = [pytest.mark.slow, pytest.mark.timeout(300)]
+SLOW = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 both_colours = pytest.mark.parametrize("name", ["sync", "async"])
 

@@ -280,12 +280,12 @@ def command(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 def run_python(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=280, check=False
+        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=850, check=False
     )
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_the_command_judges_a_store_by_name_and_reports(tmp_path: Path) -> None:
     ended = command("memory", "--seed", "7", folder=tmp_path)
 

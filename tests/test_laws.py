@@ -85,7 +85,7 @@ def test_a_log_with_a_gap_or_half_a_commit_is_refused(broken: str, log: list[Cha
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("between", "writes", "rounds"), [(None, 20_000, 5), ("line", 2_000, 1), ("opcode", 500, 1)])
 def test_watches_opened_at_any_moment_of_the_traffic_keep_their_laws(
     between: Between, writes: int, rounds: int, seed: str

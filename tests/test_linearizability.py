@@ -10,7 +10,6 @@ from collections.abc import Callable
 from functools import partial
 from itertools import permutations
 from math import inf
-from statistics import mean
 from typing import Any, Literal
 
 import pytest
@@ -200,15 +199,19 @@ SHAPES = [(None, 500, 1), (None, 2000, 2), ("line", 500, 4), ("line", 500, 2), (
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("between", "calls", "keys"), SHAPES)
 def test_what_eight_threads_were_told_has_one_order(between: Between, calls: int, keys: int, seed: str) -> None:
-    overlaps = []
-    for number in range(10):
+    proving = 0
+    for number in range(100):
         names = [f"key:{each}" for each in range(keys)]
         with MemoryStore() as store:
             record = partial(record_calls, store, seed=f"{seed}/{number}", keys=names, calls=calls)
-            overlaps.append(assert_one_order(record(between=between, share=0.01 if between == "opcode" else 0.05)))
-    assert mean(overlaps) >= 0.7, "the calls did not overlap enough to prove anything"
+            history = record(between=between, share=0.01 if between == "opcode" else 0.05)
+        proving += assert_one_order(history) >= 0.7
+        if proving == 10:
+            return
+    pytest.fail("the calls did not overlap enough to prove anything")
 
 
 @pytest.mark.large
@@ -225,7 +228,7 @@ def test_what_sixteen_threads_were_told_has_one_order(between: Between, seed: st
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(900)
 def test_200_000_calls_of_eight_threads_have_one_order_and_with_two_of_them_swapped_they_have_none(seed: str) -> None:
     with MemoryStore() as store:
         history = record_calls(store, seed=seed, keys=[f"key:{each}" for each in range(8)], calls=25_000)

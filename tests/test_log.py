@@ -315,7 +315,7 @@ def open_a_watch_and_fork(link: Link, path: Path) -> None:
     assert opening.wait(PATIENCE)
     child = os.fork()
     if child == 0:
-        signal.alarm(5)
+        signal.alarm(30)
         os._exit(0 if asyncio.run(read("a", watched=False)) == "nothing" else 1)
     status = os.waitpid(child, 0)[1]
     go.set()

@@ -192,13 +192,13 @@ def is_locked(store: MemoryStore) -> bool:
 
 
 def in_child(function: Callable[[], object]) -> int:
-    """Call `function` in a forked child that has two seconds for it."""
+    """Call `function` in a forked child that has half a minute for it."""
     child = os.fork()
     if child == 0:
         code = 1
         try:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(2)
+            signal.alarm(30)
             function()
             code = 0
         except BaseException as error:

@@ -57,7 +57,7 @@ from stigmergy.testing.traffic import all_at_once
 from test_strikes import interrupt, places_in, strike
 
 slow = pytest.mark.slow
-five_minutes = pytest.mark.timeout(300)
+long = pytest.mark.timeout(900)
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_what_was_acknowledged_survives_five_kills_of_two_writers(start: Start, 
 
 
 @slow
-@five_minutes
+@long
 def test_what_was_acknowledged_survives_two_hundred_kills_of_two_writers(start: Start, path: Path, seed: str) -> None:
     kill_loops(start, path, 200, seed)
 
@@ -323,7 +323,7 @@ def test_eight_processes_may_open_a_fresh_file_at_once(start: Start, tmp_path: P
 
 
 @slow
-@five_minutes
+@long
 def test_eight_processes_may_open_a_fresh_file_at_once_a_hundred_times(start: Start, tmp_path: Path) -> None:
     open_at_once(start, tmp_path, 100)
 
@@ -1664,7 +1664,7 @@ def test_writers_that_come_and_go_keep_the_write_ahead_log_short(path: Path) -> 
 
 
 @slow
-@five_minutes
+@long
 def test_the_write_ahead_log_stays_below_32_megabytes_in_fifty_thousand_writes(path: Path) -> None:
     with SQLiteStore(path) as store:
         assert write_many(store, path, 50_000) < 32 << 20

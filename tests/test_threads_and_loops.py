@@ -8,6 +8,7 @@ import gc
 import subprocess
 import sys
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -161,6 +162,7 @@ def test_a_task_that_waits_is_ended_by_asyncio_timeout(store: MemoryStore) -> No
 def test_the_program_ends_though_readers_and_timers_are_left() -> None:
     program = """
 import threading
+import time
 from stigmergy import MemoryStore
 store = MemoryStore()
 store.set("a", 1, ttl=3600)
@@ -183,6 +185,20 @@ def test_a_store_that_nobody_holds_ends_its_timer() -> None:
 
     while _thread._count() > before:
         pass
+
+
+async def test_what_came_in_time_is_no_timeout_though_the_loop_had_no_turn() -> None:
+    async with MemoryStore().aio as store:
+        waiting = asyncio.create_task(store.wait_for("a", bool, timeout=0.2))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        deadline = time.monotonic() + 0.2
+        writer = threading.Thread(target=store.sync.set, args=("a", 1))
+        writer.start()
+        writer.join()
+        while time.monotonic() < deadline:
+            pass
+        assert (await waiting).value == 1
 
 
 def test_no_thread_is_started_before_the_first_ttl() -> None:
