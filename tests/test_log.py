@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -83,9 +84,9 @@ def when_its_past_is_fetched(store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
 
 
 def emptied(path: Path) -> None:
-    """Another life: the file is gone, and the next one who comes makes a new one."""
-    for each in path.parent.glob(f"{path.name}*"):
-        each.unlink()
+    """Another life: the file is gone, all parts of it at once, and the next one who comes makes a new one."""
+    path.parent.rename(path.parent.with_name(uuid4().hex))
+    path.parent.mkdir()
 
 
 def sql(path: Path, statement: str) -> list[Any]:
