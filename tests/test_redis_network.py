@@ -187,6 +187,8 @@ def test_no_answer_of_an_interrupted_call_belongs_to_another(
 
 
 TIMEOUT = 2.0
+PATIENT = 10.0
+"""The timeout where nothing is lost, and nothing may time out."""
 MARGIN = 10.0
 MODES: list[Mode] = [
     Pass(),
@@ -216,7 +218,7 @@ class Tried(NamedTuple):
 async def tried(colour: Colour, url: str, operation: str, mode: Mode, *, warm: bool) -> Tried:
     """Try `operation` while the network is in `mode`. When that is over, everything has to work again."""
     namespace = os.urandom(6).hex()
-    timeout = MARGIN if isinstance(mode, (Pass, Delay, Dribble)) else TIMEOUT
+    timeout = PATIENT if isinstance(mode, (Pass, Delay, Dribble)) else TIMEOUT
     with RedisStore(url, namespace=namespace) as judge, proxied(url) as proxy:
         judge.set("there", "value")
         with RedisStore(f"redis://127.0.0.1:{proxy.port}", namespace=namespace, timeout=timeout) as store:

@@ -162,7 +162,6 @@ def test_a_task_that_waits_is_ended_by_asyncio_timeout(store: MemoryStore) -> No
 def test_the_program_ends_though_readers_and_timers_are_left() -> None:
     program = """
 import threading
-import time
 from stigmergy import MemoryStore
 store = MemoryStore()
 store.set("a", 1, ttl=3600)
