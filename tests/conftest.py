@@ -96,9 +96,6 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for item in items:
-        if "any_sequence" in item.name:
-            item.add_marker(pytest.mark.timeout(400))  # a failure is told only after it was made small: 300 s at most
     if config.pluginmanager.hasplugin("run-parallel") and config.getoption("parallel_threads") != "1":
         for item in items:
             if isinstance(item, pytest.Function):

@@ -80,7 +80,7 @@ BY_MSGSPEC = [pytest.param(kind, marks=needs_msgspec, id=kind.id) for kind in (M
 both_json = pytest.mark.parametrize("codec", [JSON, BY_MSGSPEC[0]], indirect=True, ids=lambda kind: kind.id)
 typed = pytest.mark.parametrize("kind", BY_MSGSPEC)
 REFUSALS = (TypeError, ValueError, RecursionError, OverflowError, MsgspecError)
-few = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+unhurried = settings(suppress_health_check=list(HealthCheck))  # how many examples, the profile says
 
 
 @pytest.fixture(params=[JSON, *BY_MSGSPEC], ids=lambda kind: kind.id)
@@ -133,13 +133,13 @@ def test_a_plain_value_comes_back_as_it_was(codec: Codec, value: Any) -> None:
     assert alike(codec.decode(data), value)
 
 
-@few
+@unhurried
 @given(value=plain)
 def test_any_plain_value_comes_back_as_it_was(codec: Codec, value: Any) -> None:
     assert alike(again(codec, value), value)
 
 
-@few
+@unhurried
 @given(value=anything)
 def test_any_value_comes_back_as_it_was_or_is_refused(codec: Codec, value: Any) -> None:
     assert refuses(codec, value) or alike(again(codec, value), value)

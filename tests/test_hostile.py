@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from stigmergy import Delete, InvalidKey, InvalidValue, MemoryStore, Scope, Set, Store, scoped_key
 
-few = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+unhurried = settings(suppress_health_check=list(HealthCheck))  # how many examples, the profile says
 
 # -- keys --------------------------------------------------------------------------------------------------------------
 
@@ -139,7 +139,7 @@ nasty_text = st.lists(st.sampled_from([*PARTS, "\0", "\n", "\x7f", "\x85", "\ud8
 )
 
 
-@few
+@unhurried
 @given(st.lists(any_text | nasty_text, max_size=8, unique=True))
 @example(["\ud83d\udc1c", "\U0001f41c"])
 @example(["\0", "a\0", "a"])
@@ -284,7 +284,7 @@ def shape(value: Any) -> Any:
     return kind, bytes(value) if isinstance(value, bytearray) else value
 
 
-@few
+@unhurried
 @given(values, values)
 def test_any_value_comes_back_as_it_was_type_and_all(value: Any, next_value: Any) -> None:
     with MemoryStore() as store:

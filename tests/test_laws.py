@@ -85,7 +85,6 @@ def test_a_log_with_a_gap_or_half_a_commit_is_refused(broken: str, log: list[Cha
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("between", "writes", "rounds"), [(None, 20_000, 5), ("line", 2_000, 1), ("opcode", 500, 1)])
 def test_watches_opened_at_any_moment_of_the_traffic_keep_their_laws(
     between: Between, writes: int, rounds: int, seed: str
@@ -101,7 +100,6 @@ def test_watches_opened_at_any_moment_of_the_traffic_keep_their_laws(
 
 
 @pytest.mark.large
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("between", ["line", "opcode"])
 def test_watches_opened_in_long_preempted_traffic_keep_their_laws(between: Between, seed: str) -> None:
     for number in range(10):

@@ -199,7 +199,6 @@ SHAPES = [(None, 500, 1), (None, 2000, 2), ("line", 500, 4), ("line", 500, 2), (
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("between", "calls", "keys"), SHAPES)
 def test_what_eight_threads_were_told_has_one_order(between: Between, calls: int, keys: int, seed: str) -> None:
     proving = 0
@@ -215,7 +214,6 @@ def test_what_eight_threads_were_told_has_one_order(between: Between, calls: int
 
 
 @pytest.mark.large
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("between", [None, "line", "opcode"])
 def test_what_sixteen_threads_were_told_has_one_order(between: Between, seed: str) -> None:
     names = ["a", "b", "c", "d"]
@@ -228,7 +226,6 @@ def test_what_sixteen_threads_were_told_has_one_order(between: Between, seed: st
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_200_000_calls_of_eight_threads_have_one_order_and_with_two_of_them_swapped_they_have_none(seed: str) -> None:
     with MemoryStore() as store:
         history = record_calls(store, seed=seed, keys=[f"key:{each}" for each in range(8)], calls=25_000)

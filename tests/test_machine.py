@@ -17,8 +17,8 @@ from stigmergy.testing.conformance.interleaving import judge_sequences
 @pytest.mark.parametrize(
     ("examples", "steps"),
     [
-        pytest.param(200, 50, marks=[pytest.mark.slow, pytest.mark.timeout(180)]),
-        pytest.param(5000, 100, marks=[pytest.mark.large, pytest.mark.timeout(7200)]),
+        pytest.param(200, 50, marks=pytest.mark.slow),
+        pytest.param(5000, 100, marks=pytest.mark.large),
     ],
 )
 def test_any_sequence_of_operations_does_what_the_model_does(

@@ -85,8 +85,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Report on the tests of the conformance suite that ran."""
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Report on the tests of the conformance suite that ran: for `python -m stigmergy.testing`, and with `-v`."""
+    if config.get_verbosity() <= 0 and config.option.stigmergy_url is None:
+        return
     reports = [report for outcome in terminalreporter.stats.values() for report in outcome]
     if any(name == "stigmergy" for report in reports for name, _ in getattr(report, "user_properties", ())):
         from stigmergy.testing.report import report_lines
