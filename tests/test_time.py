@@ -166,7 +166,7 @@ def test_a_jump_of_the_hosts_clock_neither_hurries_nor_delays_the_timer(monkeypa
         monkeypatch.setattr(time, "time", lambda: host + 3600)
         assert store.get("long") == 1
         monkeypatch.setattr(time, "time", lambda: host - 3600)
-        changes = [watch.get(timeout=5) for _ in range(3)]
+        changes = [watch.get(timeout=60) for _ in range(3)]
 
         assert [(change.key, change.op) for change in changes] == [
             ("short", Op.SET),
@@ -176,21 +176,24 @@ def test_a_jump_of_the_hosts_clock_neither_hurries_nor_delays_the_timer(monkeypa
         assert store.get("long") == 1
 
 
-# -- a hundred thousand deadlines --------------------------------------------------------------------------------------
+# -- many deadlines ----------------------------------------------------------------------------------------------------
+
+many_of_them = pytest.mark.parametrize("many", [5000, pytest.param(100_000, marks=pytest.mark.slow)])
 
 
-def test_each_of_a_hundred_thousand_deadlines_is_one_change_in_time(clock: VirtualClock, seed: str) -> None:
+@many_of_them
+def test_each_of_many_deadlines_is_one_change_in_time(clock: VirtualClock, seed: str, many: int) -> None:
     chance = random.Random(seed)
     with MemoryStore(clock=clock, history=0) as store:
         watch = store.watch(prefix="", capacity=None)
         deadlines = {}
-        for number in range(100_000):
+        for number in range(many):
             ttl = chance.randrange(1, 100)
             store.set(f"key {number}", number, ttl=ttl)
             deadlines[f"key {number}"] = clock.now + ttl
             assert len(store._deadlines.heap) <= 2 * len(store._entries) + 64
         drained(watch)
-        last = 100_000
+        last = many
         while deadlines:
             clock.now += 9
             store.scan(limit=1)
@@ -207,13 +210,14 @@ def test_each_of_a_hundred_thousand_deadlines_is_one_change_in_time(clock: Virtu
         assert not store._entries
 
 
-def test_the_timers_of_entries_renewed_a_hundred_thousand_times_are_no_more_than_two_a_key(
-    clock: VirtualClock, seed: str
+@many_of_them
+def test_the_timers_of_entries_renewed_many_times_are_no_more_than_two_a_key(
+    clock: VirtualClock, seed: str, many: int
 ) -> None:
     chance = random.Random(seed)
     with MemoryStore(clock=clock) as store:
-        for number in range(100_000):
-            store.set(f"key {chance.randrange(1000)}", number, ttl=100 + chance.randrange(100))
+        for number in range(many):
+            store.set(f"key {chance.randrange(many // 100)}", number, ttl=100 + chance.randrange(100))
             assert len(store._deadlines.heap) <= 2 * len(store._entries) + len(store._entries) // 8 + 65
         watch = store.watch(prefix="", capacity=None)
         present = len(store._entries)
@@ -224,9 +228,10 @@ def test_the_timers_of_entries_renewed_a_hundred_thousand_times_are_no_more_than
         assert not store._deadlines.heap
 
 
-def test_a_hundred_thousand_short_lives_of_ever_new_keys_keep_few_timers(clock: VirtualClock) -> None:
+@many_of_them
+def test_many_short_lives_of_ever_new_keys_keep_few_timers(clock: VirtualClock, many: int) -> None:
     with MemoryStore(clock=clock) as store:
-        for number in range(100_000):
+        for number in range(many):
             store.set(f"session {number}", number, ttl=FOREVER)
             if number >= 100:
                 store.delete(f"session {number - 100}")
@@ -235,9 +240,9 @@ def test_a_hundred_thousand_short_lives_of_ever_new_keys_keep_few_timers(clock: 
 
 def test_the_timers_of_entries_that_were_deleted_go_before_they_come_due(clock: VirtualClock) -> None:
     with MemoryStore(clock=clock) as store:
-        for number in range(10_000):
+        for number in range(2000):
             store.set(f"key {number}", number, ttl=FOREVER)
-        for number in range(10_000):
+        for number in range(2000):
             store.delete(f"key {number}")
         for number in range(1000):
             store.set("key", number, ttl=10)
@@ -391,12 +396,12 @@ def test_what_one_thread_saw_expire_no_other_thread_reads_afterwards() -> None:
             while store.get("a") is not None:
                 pass
             gone = number
-            if number >= 300 and all(witnessed):
+            if number >= 100 and all(witnessed):
                 break
     finally:
         done.set()
         for thread in threads:
-            thread.join(timeout=20)
+            thread.join()
         sys.setswitchinterval(interval)
 
     assert not faults
