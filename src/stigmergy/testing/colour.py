@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from stigmergy.aio import AsyncStore
 from stigmergy.model import Change
 from stigmergy.store import Store
+from stigmergy.testing.clock import HANG_TIMEOUT
 from stigmergy.watch import Watch
 
 __all__ = ["Colour"]
@@ -58,7 +59,7 @@ class Colour:
         store: Store = face.sync if self.name == "async" else face.store
         return store
 
-    async def get(self, watch: Watch, timeout: float = 5) -> Change:
+    async def get(self, watch: Watch, timeout: float = HANG_TIMEOUT) -> Change:
         """The next change, or `TimeoutError` after `timeout` seconds."""
         if self.name == "sync":
             return watch.get(timeout)
