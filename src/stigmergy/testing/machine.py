@@ -59,8 +59,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.made = self.make_store()
         self.store = self.colour.face(self.made)
         self.model = ModelStore(self._emptied())
-        self.told = self._opened(self.store.watch("~"))
-        """A watch of nothing that is written: its revision says what all of them were told."""
+        self.told = self._opened(self.store.watch(prefix="", capacity=None))
+        """A watch of everything: its revision says what all of them were told."""
         self.watches: list[tuple[Watch, ModelWatch]] = []
         self.observed: list[tuple[Watch, OpenWatch, list[Change]]] = []
         if self.clock is not None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from threading import Barrier
+from heapq import heappop, heappush
+from math import inf
+from threading import Barrier, Event, Lock
 from typing import Any, Literal, NamedTuple
 
 from stigmergy.aio import AsyncStore
@@ -16,6 +17,7 @@ from stigmergy.errors import Compacted, Lagged, RevisionConflict, StoreClosed, W
 from stigmergy.flow import OpenWatch
 from stigmergy.model import Change, Check, Delete, Set, Write
 from stigmergy.store import Store
+from stigmergy.testing.clock import HANG_TIMEOUT
 from stigmergy.testing.history import Client, Invocation
 from stigmergy.testing.laws import check_log, check_observe, check_watch
 from stigmergy.testing.preemption import preemption
@@ -29,7 +31,7 @@ Between = Literal["line", "opcode"] | None
 def all_at_once(functions: Iterable[Callable[[], Any]]) -> list[Any]:
     """Call each of `functions` in a thread of its own, let all begin together, and return the results."""
     functions = list(functions)
-    start = Barrier(len(functions), timeout=30)
+    start = Barrier(len(functions), timeout=HANG_TIMEOUT)
 
     def begin(function: Callable[[], Any]) -> Any:
         start.wait()
@@ -70,12 +72,10 @@ def record_calls(
 def wait_until_told(watch: Watch, revision: int) -> None:
     """Return when the watches of a store were told of every write up to `revision`: maybe a little after it was made.
 
-    `watch` is one of them, of a key that nobody writes: so there is nothing to take out of it.
+    `watch` is one of them, of everything; what it has up to there is taken out of it.
     """
-    deadline = time.monotonic() + 30
     while watch.revision < revision:
-        assert time.monotonic() < deadline, "the watches were not told of every write"
-        time.sleep(0.0005)
+        watch.get(HANG_TIMEOUT)
 
 
 # -- watches -----------------------------------------------------------------------------------------------------------
@@ -102,18 +102,23 @@ def record_watches(
     """The log of so many writes, and what watches saw that were opened in between; closes the store at the end.
 
     Each watch begins up to 100 revisions before or after the moment at which it is opened. Half of the readers are
-    slower than the writers, and have buffers that are too small for that.
+    slower than the writers, and have buffers that are too small for that. Where the store has forgotten the revision
+    before, the watch begins at the moment.
     """
-    log, told = store.watch(prefix="", capacity=None), store.watch("~")
+    log, told = store.watch(prefix="", capacity=None), store.watch(prefix="", capacity=None)
+    progress = _Progress()
     draw = random.Random(str(seed))
     seeds = [draw.random() for _ in range(writers + watches)]
 
     def write_all() -> None:
-        all_at_once([partial(_write, store, seed, keys, writes // writers) for seed in seeds[:writers]])
-        wait_until_told(told, store.scan(limit=1).revision)
-        store.close()
+        try:
+            all_at_once([partial(_write, store, progress, seed, keys, writes // writers) for seed in seeds[:writers]])
+            wait_until_told(told, store.scan(limit=1).revision)
+        finally:
+            store.close()
+            progress.reach(inf)
 
-    readers = [partial(_read, store, seed, keys, writes) for seed in seeds[writers:]]
+    readers = [partial(_read, store, progress, seed, keys, writes) for seed in seeds[writers:]]
     with preemption(seed, between=between):
         found = all_at_once([write_all, *readers])
     return list(log), [each for each in found if each is not None]
@@ -130,7 +135,32 @@ def check_watched(log: Sequence[Change], watched: Iterable[Watched]) -> list[str
     return wrong
 
 
-def _write(store: Store, seed: float, keys: Sequence[str], writes: int) -> None:
+class _Progress:
+    """How far the writers have come. A reader that waits for it is slow by what they do, not by the clock."""
+
+    def __init__(self) -> None:
+        self.revision: float = 0
+        self._waiting: list[tuple[float, int, Event]] = []
+        self._lock = Lock()
+
+    def reach(self, revision: float) -> None:
+        """Wake those who wait for `revision` or an earlier one."""
+        with self._lock:
+            self.revision = max(self.revision, revision)
+            while self._waiting and self._waiting[0][0] <= self.revision:
+                heappop(self._waiting)[-1].set()
+
+    def wait_for(self, revision: float) -> None:
+        """Return when the writers have reached `revision`, or their end."""
+        reached = Event()
+        with self._lock:
+            if revision <= self.revision:
+                return
+            heappush(self._waiting, (revision, id(reached), reached))
+        reached.wait()
+
+
+def _write(store: Store, progress: _Progress, seed: float, keys: Sequence[str], writes: int) -> None:
     draw = random.Random(seed)
     for number in range(writes):
         key, other = draw.sample(keys, 2)
@@ -143,38 +173,49 @@ def _write(store: Store, seed: float, keys: Sequence[str], writes: int) -> None:
             [Set(key, value), Check(other, entry.revision if entry else 0)],
         ]
         try:
-            store.commit(*draw.choice(each))
+            revisions = store.commit(*draw.choice(each))
         except RevisionConflict:
             continue
+        progress.reach(max(filter(None, revisions)))
 
 
-def _read(store: Store, seed: float, keys: Sequence[str], writes: int) -> Watched | None:
+def _read(store: Store, progress: _Progress, seed: float, keys: Sequence[str], writes: int) -> Watched | None:
     """Open a watch somewhere in the traffic and read it to its end; `None` if it came too late for that."""
     draw = random.Random(seed)
-    where = (
-        OpenWatch(draw.sample(keys, 2)) if draw.random() < 0.3 else OpenWatch(prefix=draw.choice(["", "a", "a:", "b:"]))
-    )
+    among, prefix = (draw.sample(keys, 2), None) if draw.random() < 0.3 else ((), draw.choice(["", "a", "a:", "b:"]))
     begin, offset, slow = draw.randrange(writes // 2), draw.randint(-100, 100), draw.random() < 0.5
+    request = OpenWatch(among, prefix, None, 16 if slow else None, draw.choice(["drop", "raise"]))
+    latest = draw.random() < 0.2
+    progress.wait_for(begin + max(offset, 0))
     try:
-        while (now := store.scan(limit=1).revision) < begin + max(offset, 0):
-            time.sleep(0.005)
-        if draw.random() < 0.2:
-            request = OpenWatch(where.keys, where.prefix, latest=True)
+        if latest:
+            request, since = OpenWatch(among, prefix, latest=True), 0
+            watch = store.open_watch(request)
         else:
-            since = max(0, now + min(offset, 0))
-            request = OpenWatch(where.keys, where.prefix, since, 16 if slow else None, draw.choice(["drop", "raise"]))
-        watch = store.open_watch(request)
-    except (StoreClosed, Compacted):
+            watch, since = _open_watch(store, request, offset)
+    except StoreClosed:
         return None
-    return Watched(request, request.since if isinstance(request.since, int) else 0, _drain(watch, draw, slow=slow))
+    return Watched(request, since, _drain(watch, draw, progress if slow else None))
 
 
-def _drain(watch: Watch, draw: random.Random, *, slow: bool) -> list[Change]:
+def _open_watch(store: Store, request: OpenWatch, offset: int) -> tuple[Watch, int]:
+    """What `request` asks for, and the revision behind which it begins: before now, if `offset` says so."""
+    since = max(0, store.scan(limit=1).revision + min(offset, 0))
+    try:
+        past = OpenWatch(request.keys, request.prefix, since, request.capacity, request.overflow)
+        return store.open_watch(past), since
+    except Compacted:  # a store may forget; it goes on from now
+        watch = store.open_watch(request)
+        return watch, watch.revision
+
+
+def _drain(watch: Watch, draw: random.Random, behind: _Progress | None) -> list[Change]:
+    """All that `watch` delivers. `behind` makes its reader slow: the writers go on for a while after each change."""
     delivered: list[Change] = []
     missed = 0
     while True:
         try:
-            change = watch.get(timeout=30)
+            change = watch.get(HANG_TIMEOUT)
         except Lagged as lagged:
             missed += lagged.missed
         except WatchClosed:
@@ -182,5 +223,5 @@ def _drain(watch: Watch, draw: random.Random, *, slow: bool) -> list[Change]:
         else:
             delivered.append(change._replace(missed=change.missed + missed))
             missed = 0
-            if slow:
-                time.sleep(draw.uniform(0, 0.005))
+            if behind is not None:
+                behind.wait_for(behind.revision + draw.randint(0, 20))
