@@ -472,7 +472,7 @@ async def test_a_store_that_copies_by_strict_json_names_key_and_type_of_what_jso
         (Task, {"title": "a", "done": False}),
         (Tree, Tree((Tree(), Tree((Tree(),))))),
         (dict[int, tuple[int, ...]], {1: (1, 2), 2: ()}),
-        (set[str], {"a", "b"}),
+        (set[str], {"a"}),
         (bytes, b"\x00\xff"),
         (datetime, datetime(2024, 1, 2, tzinfo=UTC)),
         (Decimal, Decimal("1.10")),
