@@ -256,7 +256,7 @@ async def main():
 asyncio.run(main())
 """
     done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=100, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
     with SQLiteStore(tmp_path / "state.db") as store:
@@ -291,7 +291,7 @@ def test_a_native_async_store_serves_threads_through_its_sync_face() -> None:
         with pytest.raises(RevisionConflict):
             store.set("n", 1, if_revision=0)
         assert list(store.scan("n")) == ["n"]
-        assert store.wait_for("n", lambda value: value == 200, timeout=5).revision == 200
+        assert store.wait_for("n", lambda value: value == 200, timeout=60).revision == 200
     thread = store._portal._thread  # type: ignore[attr-defined]
     for _ in range(2):
         with pytest.raises(StoreClosed):
@@ -341,7 +341,7 @@ def test_a_portal_that_nobody_holds_ends_its_thread() -> None:
     del native
     gc.collect()
 
-    thread.join(timeout=5)
+    thread.join(timeout=60)
     assert not thread.is_alive()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -31,7 +30,7 @@ def at_once(*functions: Callable[[], Any]) -> list[Any]:
 
     def run(place: int, function: Callable[[], Any]) -> None:
         try:
-            start.wait(timeout=30)
+            start.wait(timeout=60)
             results[place] = function()
         except BaseException as error:
             failures.append(error)
@@ -40,7 +39,7 @@ def at_once(*functions: Callable[[], Any]) -> list[Any]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=50)
+        thread.join(timeout=100)
     if failures:
         raise failures[0]
     assert not any(thread.is_alive() for thread in threads), "somebody waits for ever"
@@ -119,11 +118,11 @@ def test_readers_of_one_watch_share_what_many_writers_write_and_none_is_left_wai
             shared.set(f"k{number % 5}", number)
 
     def read() -> list[Change]:
-        return [watch.get(timeout=40) for _ in range(wanted // 6)]
+        return [watch.get(timeout=60) for _ in range(wanted // 6)]
 
     def aread() -> list[Change]:
         async def main() -> list[Change]:
-            async with asyncio.timeout(40):
+            async with asyncio.timeout(60):
                 return [await watch.aget() for _ in range(wanted // 6)]
 
         return asyncio.run(main())
@@ -179,7 +178,7 @@ def test_what_is_put_in_before_the_end_is_delivered_though_the_reader_looked_bef
 
     source.hub = Late()  # type: ignore[assignment]
 
-    assert watch.get(timeout=5).value == 1
+    assert watch.get(timeout=60).value == 1
     with pytest.raises(WatchClosed):
         watch.get_nowait()
 
@@ -213,7 +212,7 @@ def test_a_full_watch_warns_once_however_many_wake_it(
     is_first_to_warn = type(source)._is_first_to_warn
 
     def meet(self: Any) -> bool:
-        meeting.wait(timeout=10)  # both have found that nobody has warned yet
+        meeting.wait(timeout=60)  # both have found that nobody has warned yet
         return bool(is_first_to_warn(self))
 
     source.dropped = 1
@@ -272,15 +271,14 @@ def test_a_child_forked_while_a_thread_is_inside_a_portal_can_use_it() -> None:
     def hold() -> None:
         with portal._guard():
             held.set()
-            done.wait(timeout=30)
+            done.wait(timeout=60)
 
     thread = threading.Thread(target=hold)
     thread.start()
-    held.wait(timeout=10)
+    held.wait(timeout=60)
     child = os.fork()
     if child == 0:
         try:
-            signal.alarm(10)
             os._exit(0 if portal.call(answer()) == 42 else 1)
         finally:
             os._exit(2)

@@ -95,12 +95,12 @@ def test_a_reader_that_waits_is_woken_whatever_comes_between(store: MemoryStore,
         with store:  # whoever fails lets the other one go
             for number in range(2 * ROUNDS):
                 store.set("there", number)
-                assert back.get(timeout=1).value == number
+                assert back.get(timeout=60).value == number
 
     def answer() -> None:
         with store:
             for number in range(2 * ROUNDS):
-                assert there.get(timeout=1).value == number
+                assert there.get(timeout=60).value == number
                 store.set("back", number)
 
     with preemption(seed, between=between, share=0.02 if between == "line" else 0.003):

@@ -430,7 +430,7 @@ def test_entries_that_expired_are_physically_gone(many: int) -> None:
     store = MemoryStore(clock=clock, history=0, copy=None)
     store.set("-", 0, ttl=1)
     store.delete("-")
-    eventually(lambda: timers(store) == 1)
+    eventually(lambda: timers(store._sweeper._calls) == 1)
     with nothing_left(store, many):
         values = []
         for number in range(many):
@@ -449,12 +449,12 @@ def test_entries_that_expired_are_physically_gone(many: int) -> None:
         del values
 
     store.close()
-    eventually(lambda: timers(store) == 0)
+    eventually(lambda: timers(store._sweeper._calls) == 0)
 
 
-def timers(store: MemoryStore) -> int:
-    """How many threads make the deadlines of `store` come due."""
-    return sum(waits_for(store._sweeper._calls, frame) for frame in sys._current_frames().values())
+def timers(calls: object) -> int:
+    """How many threads wait for `calls` of a store's sweeper, to make its deadlines come due."""
+    return sum(waits_for(calls, frame) for frame in sys._current_frames().values())
 
 
 def waits_for(calls: object, frame: FrameType | None) -> bool:
@@ -468,11 +468,11 @@ def test_one_timer_serves_all_deadlines_and_ends_with_its_store(many: int) -> No
     with MemoryStore() as store:
         for number in range(many):
             store.set(f"key {number}", 0, ttl=3600)
-        eventually(lambda: timers(store) == 1)
+        eventually(lambda: timers(store._sweeper._calls) == 1)
         for number in range(many):
             store.delete(f"key {number}")
-        assert timers(store) == 1
-    eventually(lambda: timers(store) == 0)
+        assert timers(store._sweeper._calls) == 1
+    eventually(lambda: timers(store._sweeper._calls) == 0)
 
 
 def drained(watch: Watch) -> None:
