@@ -25,8 +25,8 @@ import pytest
 
 __all__ = ["PATIENCE", "Child", "ChildFailed", "Link", "Nursery", "Start", "all_hear", "eventually", "nursery", "start"]
 
-PATIENCE = 30.0
-"""Seconds after which a process that says nothing hangs."""
+PATIENCE = 100.0
+"""Seconds after which what has not happened hangs: more than any busy machine takes, less than a test may."""
 
 
 class ChildFailed(Exception):
@@ -117,7 +117,12 @@ class Nursery:
 
     def __exit__(self, *_: object) -> None:
         self._pipe.close()
-        self._server.wait(PATIENCE)
+        try:
+            self._server.wait(PATIENCE)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(self._server.pid, signal.SIGKILL)
+            self._server.wait()
 
     @contextmanager
     def children(self) -> Iterator[Start]:
@@ -187,23 +192,18 @@ def _state(pid: int) -> str:
 
 def _serve(parent: Connection) -> None:
     sys.path[:] = parent.recv()
-    running: set[int] = set()
     try:
         while True:
             request, argument = parent.recv()
             try:
                 if request == "start":
-                    running.add(pid := _fork(parent, argument))
-                    parent.send(pid)
+                    parent.send(_fork(parent, argument))
                 else:
-                    code = os.waitstatus_to_exitcode(os.waitpid(argument, 0)[1])
-                    running.discard(argument)
-                    parent.send(code)
+                    parent.send(os.waitstatus_to_exitcode(os.waitpid(argument, 0)[1]))
             except Exception:
                 parent.send(traceback.format_exc())
     except (EOFError, ConnectionError):
-        for pid in running:
-            os.kill(pid, signal.SIGKILL)
+        os.killpg(0, signal.SIGKILL)  # this process, its children, and theirs
 
 
 def _fork(parent: Connection, what: bytes) -> int:
@@ -211,6 +211,7 @@ def _fork(parent: Connection, what: bytes) -> int:
         function, args = pickle.loads(what)  # imports its module here, once for all children
         pid = os.fork()
         if pid == 0:
+            signal.alarm(1200)  # for the server cannot end a child that it waits for
             parent.close()
             _live(pipe, function, args)
         return pid

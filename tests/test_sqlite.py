@@ -29,7 +29,7 @@ from typing import Any
 import pytest
 
 import stigmergy
-from processes import Child, Link, Start, all_hear, eventually
+from processes import PATIENCE, Child, Link, Start, all_hear, eventually
 from servers import not_exercised
 from stigmergy import (
     AsyncStore,
@@ -51,13 +51,14 @@ from stigmergy import (
     open_store,
 )
 from stigmergy.codec import JSON
+from stigmergy.providers import _reader
+from stigmergy.providers._sqlite_file import File
 from stigmergy.providers.sqlite import SQLiteStore
 from stigmergy.testing.laws import check_log
 from stigmergy.testing.traffic import all_at_once
 from test_strikes import interrupt, places_in, strike
 
 slow = pytest.mark.slow
-long = pytest.mark.timeout(900)
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def compacted(watch: Watch) -> Compacted:
     """How it ends, whatever it delivers before."""
     try:
         while True:
-            watch.get(timeout=20)
+            watch.get(timeout=PATIENCE)
     except Compacted as error:
         return error
 
@@ -103,7 +104,7 @@ Written = tuple[int | None, str, Any]
 
 
 def write_until_killed(link: Link, path: Path, name: str) -> None:
-    store = SQLiteStore(path)
+    store = SQLiteStore(path, timeout=PATIENCE)
     for number in count():
         value = f"{name}/{number}"
         writes: list[Set | Delete] = [Set("left", value), Set("right", value)]
@@ -150,7 +151,8 @@ def check_after_kill(store: SQLiteStore, since: int | str, after: int, acknowled
     return changes
 
 
-def kill_loops(start: Start, path: Path, loops: int, seed: str) -> None:
+@pytest.mark.parametrize("loops", [5, pytest.param(200, marks=slow)])
+def test_what_was_acknowledged_survives_kills_of_two_writers(start: Start, path: Path, loops: int, seed: str) -> None:
     draw = random.Random(seed)
     log: list[Change] = []
     since: int | str = 0
@@ -182,16 +184,6 @@ def replayed(log: list[Change]) -> dict[str, Any]:
         else:
             del state[change.key]
     return state
-
-
-def test_what_was_acknowledged_survives_five_kills_of_two_writers(start: Start, path: Path, seed: str) -> None:
-    kill_loops(start, path, 5, seed)
-
-
-@slow
-@long
-def test_what_was_acknowledged_survives_two_hundred_kills_of_two_writers(start: Start, path: Path, seed: str) -> None:
-    kill_loops(start, path, 200, seed)
 
 
 # -- what reaches the disk ---------------------------------------------------------------------------------------------
@@ -232,7 +224,7 @@ def counts_syncs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("syncs")
     source, library = folder / "syncs.c", folder / "syncs.so"
     source.write_text(COUNT_SYNCS)
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True, timeout=30)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True, timeout=PATIENCE)
     return library
 
 
@@ -244,7 +236,7 @@ def test_only_full_durability_syncs_each_commit(
     environment = {**os.environ, "LD_PRELOAD": str(counts_syncs), "PYTHONPATH": os.pathsep.join(sys.path)}
 
     program = [sys.executable, "-c", WRITE_AND_COUNT, url]
-    counted = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=30, check=True)
+    counted = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=True)
 
     assert int(counted.stdout) in expected
 
@@ -276,56 +268,46 @@ def increment_on_condition(store: Store, key: str) -> None:
 
 
 def increment_in_threads(link: Link, path: Path, threads: int, times: int, seed: object) -> None:
-    with SQLiteStore(path, timeout=30) as store:
+    with SQLiteStore(path, timeout=PATIENCE) as store:
         link.say("ready")
         link.hear()
         all_at_once([partial(increment, store, times, (seed, thread)) for thread in range(threads)])
     link.say("done")
 
 
-def contend(start: Start, path: Path, times: int, seed: str) -> None:
+@pytest.mark.parametrize("times", [60, pytest.param(500, marks=slow)])
+def test_conditional_increments_in_four_processes_of_four_threads_add_up(
+    start: Start, path: Path, times: int, seed: str
+) -> None:
     children = [start(increment_in_threads, path, 4, times, (seed, number)) for number in range(4)]
     begin_together(children)
     for child in children:
-        assert child.hear(timeout=250) == "done"
+        assert child.hear() == "done"
 
     with SQLiteStore(path) as store:
         assert sum(store.get_many(COUNTERS).values()) == 16 * times
         assert store.scan().revision == 16 * times
 
 
-def test_eight_thousand_conditional_increments_in_four_processes_add_up(start: Start, path: Path, seed: str) -> None:
-    contend(start, path, 500, seed)
-
-
 def open_and_write(link: Link, number: int) -> None:
     link.say("ready")
     while (path := link.hear()) is not None:
-        with SQLiteStore(path) as store:
+        with SQLiteStore(path, timeout=PATIENCE) as store:
             link.say(store.set(f"k{number}", number))
 
 
-def open_at_once(start: Start, folder: Path, rounds: int) -> None:
+@pytest.mark.parametrize("rounds", [10, pytest.param(100, marks=slow)])
+def test_eight_processes_may_open_a_fresh_file_at_once(start: Start, tmp_path: Path, rounds: int) -> None:
     children = [start(open_and_write, number) for number in range(8)]
     for child in children:
         assert child.hear() == "ready"
     for number in range(rounds):
-        path = folder / f"{number}.db"
+        path = tmp_path / f"{number}.db"
         for child in children:
             child.say(path)
         assert sorted(child.hear() for child in children) == list(range(1, 9))
         with SQLiteStore(path) as store:
             assert store.get_many(f"k{n}" for n in range(8)) == {f"k{n}": n for n in range(8)}
-
-
-def test_eight_processes_may_open_a_fresh_file_at_once(start: Start, tmp_path: Path) -> None:
-    open_at_once(start, tmp_path, 10)
-
-
-@slow
-@long
-def test_eight_processes_may_open_a_fresh_file_at_once_a_hundred_times(start: Start, tmp_path: Path) -> None:
-    open_at_once(start, tmp_path, 100)
 
 
 # -- bad worlds --------------------------------------------------------------------------------------------------------
@@ -340,7 +322,7 @@ def unavailable(operation: Callable[[], object], match: str) -> None:
 
 
 def every_operation_is_unavailable(path: Path, match: str) -> None:
-    with SQLiteStore(path, timeout=0.5) as store:
+    with SQLiteStore(path, timeout=PATIENCE) as store:
         unavailable(lambda: store.set("a", SECRET), match)
         unavailable(lambda: store.get("a"), match)
         unavailable(store.scan, match)
@@ -432,7 +414,7 @@ def as_nobody() -> None:
 
 def use_what_is_read_only(link: Link, path: Path) -> None:
     as_nobody()
-    with SQLiteStore(path, timeout=0.5) as store:
+    with SQLiteStore(path, timeout=PATIENCE) as store:
         for operation in (lambda: store.set("a", SECRET), lambda: store.delete("a")):
             unavailable(operation, "state.db")
         try:
@@ -479,7 +461,7 @@ def fill_the_disk(link: Link, path: Path) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
             store.set("went on", room)
         last = store.set("end", None)
-        changes = [watch.get(timeout=10) for _ in range(last)]
+        changes = [watch.get(timeout=PATIENCE) for _ in range(last)]
         assert check_log(changes) == []
         assert replayed(changes) == {key: entry.value for key, entry in store.scan().items()}
     link.say(refused)
@@ -510,28 +492,36 @@ def test_a_file_that_others_keep_locked_is_unavailable_in_time_and_works_afterwa
     filled(path)
     holder = start(hold, path, "BEGIN IMMEDIATE")
     assert holder.hear() == "held"
-    with SQLiteStore(path, timeout=0.5) as store, store.watch("a") as watch:
+    with SQLiteStore(path, timeout=0.1) as store, store.watch("a") as watch:
+        with closing(store._file.connect()) as connection:
+            assert connection.execute("PRAGMA busy_timeout").fetchall() == [(100,)]
         begun = time.monotonic()
         unavailable(lambda: store.set("a", SECRET), "others kept the file locked for too long")
-        assert 0.4 < time.monotonic() - begun < 4
+        assert time.monotonic() - begun > 0.08
         assert store.get("a") == 5
         assert store.scan().revision == 5
 
         holder.say()
         assert holder.hear() == "let go"
         assert store.set("a", 6) == 6
-        assert watch.get(timeout=10).old_value == 5
+        assert watch.get(timeout=PATIENCE).old_value == 5
 
 
 def test_threads_that_wait_for_a_locked_file_wait_no_longer_than_one(start: Start, path: Path) -> None:
     filled(path)
     holder = start(hold, path, "BEGIN IMMEDIATE")
     assert holder.hear() == "held"
-    with SQLiteStore(path, timeout=0.5) as store, SQLiteStore(path, timeout=0.5) as other:
-        begun = time.monotonic()
-        writes = [partial(unavailable, partial(each.set, "a", SECRET), "locked") for each in (store, other)]
-        all_at_once(writes * 12)
-        assert time.monotonic() - begun < 8  # twenty-four in a row would take twelve
+    waited: list[object] = []
+    with SQLiteStore(path, timeout=0.3) as store, SQLiteStore(path, timeout=0.3) as other:
+
+        def write(store: SQLiteStore) -> None:
+            with pytest.raises(Unavailable, match="locked for too long") as caught:
+                store.set("a", SECRET)
+            if caught.value.__cause__ is not None:  # SQLite has waited; else the turn came too late
+                waited.append(caught.value)
+
+        all_at_once([partial(write, each) for each in (store, other)] * 12)
+        assert 1 <= len(waited) < 12
         holder.say()
         assert holder.hear() == "let go"
         assert store.set("a", 6) == 6
@@ -545,7 +535,7 @@ def test_a_reader_that_holds_an_old_picture_disturbs_no_writer(start: Start, pat
     with SQLiteStore(path) as store, store.watch("a", capacity=None) as watch:
         for number in range(1000):
             store.set("a", [number, PADDING])
-        assert [watch.get(timeout=10).revision for _ in range(1000)] == list(range(6, 1006))
+        assert [watch.get(timeout=PATIENCE).revision for _ in range(1000)] == list(range(6, 1006))
 
         holder.say()
         assert holder.hear() == "let go"
@@ -557,9 +547,12 @@ def test_a_reader_that_holds_an_old_picture_disturbs_no_writer(start: Start, pat
 
 def put_in_place(path: Path, other: Path | None) -> None:
     """Do away with the file, and put another in its place."""
-    for each in path.parent.glob(f"{path.name}*"):
+    for each in path.parent.glob(f"{path.name}-*"):
         each.unlink()
-    if other is not None:
+    # At last, and at once: no reader, which comes when the file is gone, makes one of which a part is done away with.
+    if other is None:
+        path.unlink()
+    else:
         os.replace(other, path)
 
 
@@ -572,9 +565,9 @@ def test_a_file_that_was_replaced_is_a_new_life_above_all_that_was_seen(path: Pa
     with SQLiteStore(path) as store:
         watch, state = store.watch(prefix=""), store.observe(prefix="")
         bookmark = watch.bookmark
-        assert state.get(timeout=10).value == 5
+        assert state.get(timeout=PATIENCE).value == 5
         store.set("b", 1)
-        assert [each.get(timeout=10).key for each in (watch, state)] == ["b", "b"]
+        assert [each.get(timeout=PATIENCE).key for each in (watch, state)] == ["b", "b"]
 
         put_in_place(path, other)
 
@@ -583,13 +576,13 @@ def test_a_file_that_was_replaced_is_a_new_life_above_all_that_was_seen(path: Pa
         first = max(6, by or 0) + 1
         assert store.set("c", 1) == first
         with pytest.raises(Compacted):
-            watch.get(timeout=10)
+            watch.get(timeout=PATIENCE)
         with pytest.raises(Compacted):
             store.watch("a", since=bookmark)
         told: dict[str, Any] = {"a": 5, "b": 1}
         expected = {"c": 1} if by is None else {"a": by, "c": 1}
         while told != expected:
-            change = state.get(timeout=10)
+            change = state.get(timeout=PATIENCE)
             told[change.key] = change.value
             told = {key: value for key, value in told.items() if value is not None}
 
@@ -634,17 +627,17 @@ def test_a_file_that_was_set_back_is_a_new_life_above_all_that_was_seen(path: Pa
         watch, state = store.watch(prefix=""), store.observe(prefix="")
         store.set("b", 1)
         assert store.set("a", 6) == 7
-        assert [watch.get(timeout=10).revision for _ in range(2)] == [6, 7]
+        assert [watch.get(timeout=PATIENCE).revision for _ in range(2)] == [6, 7]
         eventually(lambda: (change := state.get_nowait()) and change.revision == 7)
 
         copied(copy, path)
 
         assert store.set("c", 1) > 7
         with pytest.raises(Compacted):
-            watch.get(timeout=10)
+            watch.get(timeout=PATIENCE)
         told: dict[str, Any] = {"a": 6, "b": 1}
         while told != {"a": 5, "b": None, "c": 1}:
-            change = state.get(timeout=10)
+            change = state.get(timeout=PATIENCE)
             told[change.key] = change.value
         assert store.get_many(["a", "b", "c"]) == {"a": 5, "c": 1}
 
@@ -654,14 +647,14 @@ def follow_a_past(link: Link, path: Path) -> None:
         watch, state = store.watch(prefix=""), store.observe(prefix="")
         told: dict[str, Any] = {}
         while told.get("a") != 9:
-            change = state.get(timeout=10)
+            change = state.get(timeout=PATIENCE)
             told[change.key] = change.value
         while watch.revision < 9:
-            watch.get(timeout=10)
+            watch.get(timeout=PATIENCE)
         link.say("ready")
         compacted(watch)
         while told.get("end") != 1:
-            change = state.get(timeout=10)
+            change = state.get(timeout=PATIENCE)
             told[change.key] = change.value
         link.say({key: value for key, value in told.items() if value is not None})
         link.say(store.set("mine", 1))
@@ -742,18 +735,18 @@ def test_a_damaged_entry_harms_nothing_but_reads_of_its_key(path: Path, damage: 
         assert store.get_many(["a", "c"]) == {"a": 1, "c": 3}
 
         state = store.observe(prefix="")
-        assert state.get(timeout=10).key == "a"
-        damaged(lambda: state.get(timeout=10), "b")
-        assert state.get(timeout=10).key == "c"
+        assert state.get(timeout=PATIENCE).key == "a"
+        damaged(lambda: state.get(timeout=PATIENCE), "b")
+        assert state.get(timeout=PATIENCE).key == "c"
 
         watch = store.watch(prefix="")
         store.set("b", 4)
         if "meta" in damage:
-            assert watch.get(timeout=10).old_value == 2
+            assert watch.get(timeout=PATIENCE).old_value == 2
         else:
-            damaged(lambda: watch.get(timeout=10), "b")  # its old value
+            damaged(lambda: watch.get(timeout=PATIENCE), "b")  # its old value
         assert store.set("c", 5) == 5
-        assert watch.get(timeout=10).old_value == 3
+        assert watch.get(timeout=PATIENCE).old_value == 3
         assert store.get("b") == 4
 
 
@@ -765,11 +758,11 @@ def test_a_damaged_record_harms_nothing_but_its_own_delivery(path: Path, damage:
         sql(path, f"UPDATE log SET {damage} WHERE key = 'b'")
 
         watch = store.watch(prefix="", since=0)
-        assert watch.get(timeout=10).key == "a"
-        damaged(lambda: watch.get(timeout=10), "b")
-        assert watch.get(timeout=10).key == "c"
+        assert watch.get(timeout=PATIENCE).key == "a"
+        damaged(lambda: watch.get(timeout=PATIENCE), "b")
+        assert watch.get(timeout=PATIENCE).key == "c"
         assert store.set("b", 4) == 4
-        assert watch.get(timeout=10).old_value == 2
+        assert watch.get(timeout=PATIENCE).old_value == 2
 
 
 WRONG_TYPES = {
@@ -810,7 +803,7 @@ def test_a_record_of_wrong_types_harms_no_other_delivery(path: Path, column: str
             keys = []
             for _ in range(4):
                 try:
-                    keys.append(watch.get(timeout=10).key)
+                    keys.append(watch.get(timeout=PATIENCE).key)
                 except DamagedValue:
                     keys.append("damaged")
             assert [keys[0], keys[2], keys[3]] == ["a", "c", "a"]
@@ -832,11 +825,11 @@ def test_an_entry_of_wrong_types_harms_no_other_key(path: Path, column: str, val
         assert (snapshot["a"].value, snapshot["c"].value) == (1, 3)
         watch, state = store.watch("a", "c"), store.observe(prefix="")
         store.set("a", 4)
-        assert watch.get(timeout=10).value == 4
+        assert watch.get(timeout=PATIENCE).value == 4
         told: dict[str, Any] = {}
         while told != {"a": 4, "c": 3}:
             with suppress(DamagedValue):
-                change = state.get(timeout=10)
+                change = state.get(timeout=PATIENCE)
                 if change.key != "b":
                     told[change.key] = change.value
         store.set("b", 5)
@@ -859,9 +852,9 @@ def test_a_key_that_none_can_be_harms_no_other(path: Path, key: str) -> None:
         keys = set()
         while not keys >= {"a", "~"}:
             with suppress(DamagedValue):
-                keys.add(state.get(timeout=10).key)
+                keys.add(state.get(timeout=PATIENCE).key)
         store.set("c", 5)
-        assert state.get(timeout=10).value == 5
+        assert state.get(timeout=PATIENCE).value == 5
 
 
 def test_an_entry_whose_key_is_damaged_expires_once(path: Path) -> None:
@@ -873,7 +866,10 @@ def test_an_entry_whose_key_is_damaged_expires_once(path: Path) -> None:
         assert store.scan().revision == 3
         watch = store.watch(prefix="", since=2)
         assert store.set("a", 4) == 4
-        assert [change.expired for change in (watch.get(timeout=10), watch.get(timeout=10))] == [True, False]
+        assert [change.expired for change in (watch.get(timeout=PATIENCE), watch.get(timeout=PATIENCE))] == [
+            True,
+            False,
+        ]
 
 
 HUGE = 2**70
@@ -956,15 +952,16 @@ def use_all_of_it(path: Path) -> int:
     return done
 
 
+@pytest.mark.parametrize("files", [15, pytest.param(200, marks=slow)])
 def test_whatever_bytes_are_flipped_operations_return_or_raise_what_they_may(
-    path: Path, tmp_path: Path, seed: str, caplog: pytest.LogCaptureFixture
+    path: Path, tmp_path: Path, files: int, seed: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with SQLiteStore(path) as store:
         for number in range(300):
             store.set(f"k{number % 100}", ["value", number] * (number % 40), ttl=1000 if number % 5 == 0 else None)
     whole = path.read_bytes()
     done = 0
-    for number in range(50):
+    for number in range(files):
         draw = random.Random(f"{seed}/{number}")
         content = bytearray(whole)
         for _ in range(draw.choice([1, 3, 30, 300])):
@@ -974,7 +971,7 @@ def test_whatever_bytes_are_flipped_operations_return_or_raise_what_they_may(
         copy = tmp_path / f"{number}.db"
         copy.write_bytes(content)
         done += use_all_of_it(copy)
-    assert done > 100
+    assert done > 2 * files
 
 
 # -- event loops -------------------------------------------------------------------------------------------------------
@@ -1014,23 +1011,21 @@ ASKED: dict[str, Callable[[AsyncStore], Awaitable[Any]]] = {
 WRITES = ("set", "update", "delete", "set with a watch")
 
 
-async def ticks_meanwhile(awaitable: Awaitable[Any]) -> int:
-    """How often a task of the same loop gets its turn until this is refused."""
-    ticks = 0
+def someone_is_locked_out() -> bool:
+    """Whether a thread is where a request waits until others let go of the file."""
+    codes = {frame.f_code for frame in sys._current_frames().values()}
+    return not codes.isdisjoint(each.__code__ for each in (File._write, File._prepare, File._version))
 
-    async def tick() -> None:
-        nonlocal ticks
-        while True:
-            ticks += 1
-            await asyncio.sleep(0.005)
 
-    task = asyncio.create_task(tick())
-    try:
-        with pytest.raises(Unavailable):
-            await awaitable
-    finally:
-        task.cancel()
-    return ticks
+async def waits_beside_its_loop(awaitable: Awaitable[Any], holder: Child) -> None:
+    """It is `holder`, which keeps the file locked, that this waits for; the loop turns, and lets it go."""
+    asking = asyncio.ensure_future(awaitable)
+    while not (asking.done() or someone_is_locked_out()):  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    assert not asking.done()
+    holder.say()
+    assert holder.hear() == "let go"
+    await asking
 
 
 @pytest.mark.parametrize("asked", WRITES)
@@ -1038,24 +1033,20 @@ async def test_a_loop_turns_while_its_task_waits_for_a_locked_file(start: Start,
     filled(path)
     holder = start(hold, path, "BEGIN IMMEDIATE")
     assert holder.hear() == "held"
-    async with SQLiteStore(path, timeout=0.6).aio as store:
-        assert await ticks_meanwhile(ASKED[asked](store)) >= 10
+    async with SQLiteStore(path, timeout=30).aio as store:
+        await waits_beside_its_loop(ASKED[asked](store), holder)
 
-        holder.say()
-        assert holder.hear() == "let go"
-        assert await store.set("a", 6) == 6
+        assert await store.set("a", 6) == 7
 
 
 @pytest.mark.parametrize("asked", ASKED)
 async def test_a_loop_turns_while_its_task_waits_for_its_first_connection(start: Start, path: Path, asked: str) -> None:
     holder = start(hold_fresh, path)
     assert holder.hear() == "held"
-    async with SQLiteStore(path, timeout=0.6).aio as store:
-        assert await ticks_meanwhile(ASKED[asked](store)) >= 10
+    async with SQLiteStore(path, timeout=30).aio as store:
+        await waits_beside_its_loop(ASKED[asked](store), holder)
 
-        holder.say()
-        assert holder.hear() == "let go"
-        assert await store.set("a", 1) == 1
+        assert await store.set("a", 1) <= 2
 
 
 # -- struck ------------------------------------------------------------------------------------------------------------
@@ -1077,8 +1068,8 @@ def all_changes(store: Store) -> list[Change]:
 @pytest.mark.parametrize("outer", OPERATIONS)
 def test_whoever_writes_in_the_midst_of_an_operation_has_written_or_is_refused_at_once(path: Path, outer: str) -> None:
     with (
-        SQLiteStore(path, timeout=30) as store,
-        SQLiteStore(path, timeout=0.5) as other,
+        SQLiteStore(path, timeout=PATIENCE) as store,
+        SQLiteStore(path, timeout=PATIENCE) as other,
         store.watch(prefix="", capacity=None),
     ):
         operate = partial(OPERATIONS[outer], store)
@@ -1088,12 +1079,12 @@ def test_whoever_writes_in_the_midst_of_an_operation_has_written_or_is_refused_a
 
         def write(number: int) -> None:
             nonlocal refused
-            begun = time.monotonic()
             try:
                 made.append((store.set("inner", number), number))
-            except Unavailable:
+            except Unavailable as error:
+                if "this thread is in the midst" not in str(error):  # it has waited for itself
+                    raise
                 refused += 1
-            assert time.monotonic() - begun < 15  # less than the timeout
 
         for number, place in enumerate(places_in(operate)):
             strike(operate, place, partial(write, number))
@@ -1109,7 +1100,7 @@ def test_whoever_writes_in_the_midst_of_an_operation_has_written_or_is_refused_a
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_wherever_an_interrupt_strikes_nothing_is_left_half_done_or_locked(path: Path, operation: str) -> None:
-    with SQLiteStore(path) as store, SQLiteStore(path, timeout=0.5) as other:
+    with SQLiteStore(path, timeout=PATIENCE) as store, SQLiteStore(path, timeout=PATIENCE) as other:
         operate = partial(OPERATIONS[operation], store)
         operate()
         with store.watch(prefix="", since=0, capacity=None) as watch:
@@ -1119,9 +1110,9 @@ def test_wherever_an_interrupt_strikes_nothing_is_left_half_done_or_locked(path:
                 other.set("other", number)
                 store.set("store", number)
             last = store.set("end", 1)
-            changes = [watch.get(timeout=10)]
+            changes = [watch.get(timeout=PATIENCE)]
             while changes[-1].revision < last:
-                changes.append(watch.get(timeout=10))
+                changes.append(watch.get(timeout=PATIENCE))
 
         assert check_log(changes) == []
         assert changes == all_changes(other)
@@ -1151,7 +1142,7 @@ def write_under_strikes(link: Link, path: Path, kind: str, count: int, seed: str
             again()
 
     signal.signal(signal.SIGALRM, struck)
-    with SQLiteStore(path, timeout=30) as store, store.watch(prefix="", since=0, capacity=None) as watch:
+    with SQLiteStore(path, timeout=PATIENCE) as store, store.watch(prefix="", since=0, capacity=None) as watch:
         again()
         while strikes < count:
             with suppress(KeyboardInterrupt):
@@ -1160,20 +1151,21 @@ def write_under_strikes(link: Link, path: Path, kind: str, count: int, seed: str
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, signal.SIG_IGN)
         last = store.set("end", 1)
-        changes = [watch.get(timeout=10)]
+        changes = [watch.get(timeout=PATIENCE)]
         while changes[-1].revision < last:
-            changes.append(watch.get(timeout=10))
+            changes.append(watch.get(timeout=PATIENCE))
         assert check_log(changes) == []
         assert made == sum(change.key == "struck" for change in changes)
         assert store.get("left") == store.get("right")
     link.say(made)
 
 
+@pytest.mark.parametrize("signals", [200, pytest.param(1000, marks=slow)])
 @pytest.mark.parametrize("kind", ["raise", "write"])
-def test_a_thousand_signals_leave_every_commit_whole_and_the_store_usable(
-    start: Start, path: Path, kind: str, seed: str
+def test_signals_leave_every_commit_whole_and_the_store_usable(
+    start: Start, path: Path, kind: str, signals: int, seed: str
 ) -> None:
-    made = start(write_under_strikes, path, kind, 1000, seed).hear()
+    made = start(write_under_strikes, path, kind, signals, seed).hear()
 
     assert (made > 0) == (kind == "write")
     assert sql(path, "PRAGMA integrity_check") == [("ok",)]
@@ -1183,12 +1175,12 @@ def test_a_thousand_signals_leave_every_commit_whole_and_the_store_usable(
 
 
 def forked(function: Callable[[], object]) -> int:
-    """Call `function` in a child of this process that has ten seconds for it; return its process id."""
+    """Call `function` in a child of this process; return its process id."""
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            signal.alarm(10)
+            signal.alarm(int(PATIENCE))
             function()
             code = 0
         except BaseException:
@@ -1206,25 +1198,25 @@ def fork_with_a_store(link: Link, path: Path) -> None:
     store = SQLiteStore(path)
     watch = store.watch(prefix="")
     store.set("a", 0)
-    assert watch.get(timeout=10).revision == 1
+    assert watch.get(timeout=PATIENCE).revision == 1
 
     def child() -> None:
         assert list(watch) == []  # the parent's
         assert store.get("a") == 0
         mine = store.watch("a", "parent")
         store.update("a", lambda value: value + 1)
-        assert mine.get(timeout=10).value == 1
-        store.wait_for("parent", lambda value: value == 1, timeout=10)
-        assert mine.get(timeout=10).key == "parent"
+        assert mine.get(timeout=PATIENCE).value == 1
+        store.wait_for("parent", lambda value: value == 1, timeout=PATIENCE)
+        assert mine.get(timeout=PATIENCE).key == "parent"
         store.set("child", 1)
         store.close()
 
     pid = forked(child)
-    assert watch.get(timeout=10).value == 1
+    assert watch.get(timeout=PATIENCE).value == 1
     store.set("parent", 1)
-    store.wait_for("child", lambda value: value == 1, timeout=10)
+    store.wait_for("child", lambda value: value == 1, timeout=PATIENCE)
     assert joined(pid) == 0
-    assert [watch.get(timeout=10).revision for _ in range(2)] == [3, 4]
+    assert [watch.get(timeout=PATIENCE).revision for _ in range(2)] == [3, 4]
     assert store.set("a", 5) == 5
     store.close()
 
@@ -1255,7 +1247,7 @@ def fork_and_leave(link: Link, path: Path) -> None:
         store.set("child", 11)
 
     pid = forked(child)
-    store.wait_for("child", lambda value: value == 0, timeout=10)
+    store.wait_for("child", lambda value: value == 0, timeout=PATIENCE)
     store.close()
     os.close(writing)
     assert joined(pid) == 0
@@ -1279,9 +1271,9 @@ def test_what_a_forked_child_writes_is_kept_when_its_parent_has_closed_the_store
         assert store.get("child") == 11
 
 
-def fork_under_load(link: Link, path: Path) -> None:
+def fork_under_load(link: Link, path: Path, forks: int) -> None:
     stop = threading.Event()
-    store = SQLiteStore(path, timeout=30, history=1_000_000)
+    store = SQLiteStore(path, timeout=PATIENCE, history=1_000_000)
 
     def load() -> None:
         while not stop.is_set():
@@ -1291,7 +1283,7 @@ def fork_under_load(link: Link, path: Path) -> None:
     def child(number: int) -> None:
         mine = store.watch("child", capacity=None)
         revision = store.set("child", number)
-        assert mine.get(timeout=20).revision == revision
+        assert mine.get(timeout=PATIENCE).revision == revision
         store.close()
 
     with store.watch("left", capacity=1, overflow="raise"):
@@ -1299,25 +1291,26 @@ def fork_under_load(link: Link, path: Path) -> None:
         for thread in threads:
             thread.start()
         try:
-            for number in range(30):
+            for number in range(forks):
                 assert joined(forked(partial(child, number))) == 0
         finally:
             stop.set()
             for thread in threads:
                 thread.join()
     changes = all_changes(store)
-    assert [change.value for change in changes if change.key == "child"] == list(range(30))
+    assert [change.value for change in changes if change.key == "child"] == list(range(forks))
     assert revisions(changes) == list(range(changes[0].revision, changes[-1].revision + 1))
     link.say("well")
 
 
-def test_a_fork_while_threads_write_gives_the_child_a_store_that_works(start: Start, path: Path) -> None:
-    assert start(fork_under_load, path).hear(timeout=50) == "well"
+@pytest.mark.parametrize("forks", [8, pytest.param(30, marks=slow)])
+def test_a_fork_while_threads_write_gives_the_child_a_store_that_works(start: Start, path: Path, forks: int) -> None:
+    assert start(fork_under_load, path, forks).hear() == "well"
     assert sql(path, "PRAGMA integrity_check") == [("ok",)]
 
 
 def fork_in_several_threads(link: Link, path: Path) -> None:
-    store = SQLiteStore(path, timeout=30)
+    store = SQLiteStore(path, timeout=PATIENCE)
 
     def child() -> None:
         for number in os.listdir("/proc/self/fd"):
@@ -1326,7 +1319,7 @@ def fork_in_several_threads(link: Link, path: Path) -> None:
         assert store.get("a") is not None
 
     def write_and_fork() -> None:
-        for number in range(25):
+        for number in range(10):
             store.set("a", number)
             assert joined(forked(child)) == 0
 
@@ -1337,7 +1330,7 @@ def fork_in_several_threads(link: Link, path: Path) -> None:
 def test_of_threads_that_fork_at_the_same_time_no_child_gets_a_connection_of_its_parent(
     start: Start, path: Path
 ) -> None:
-    assert start(fork_in_several_threads, path).hear(timeout=50) == 75
+    assert start(fork_in_several_threads, path).hear() == 30
     assert sql(path, "PRAGMA integrity_check") == [("ok",)]
 
 
@@ -1360,17 +1353,14 @@ def close_in_the_midst(link: Link, path: Path, rounds: int, seed: str) -> None:
                 begun[number].set()
             raise AssertionError
 
-        def close(store: SQLiteStore = store, begun: list[threading.Event] = begun) -> float:
+        def close(store: SQLiteStore = store, begun: list[threading.Event] = begun) -> None:
             for each in begun:
-                assert each.wait(10)
+                assert each.wait(PATIENCE)
             for _ in range(draw.randrange(200)):
                 draw.random()
-            started = time.monotonic()
             store.close()
-            return time.monotonic() - started
 
-        *_, seconds = all_at_once([*(partial(use, number) for number in range(6)), close])
-        assert seconds < 10
+        all_at_once([*(partial(use, number) for number in range(6)), close])
         for operation in OPERATIONS.values():
             with pytest.raises(StoreClosed):
                 operation(store)
@@ -1387,30 +1377,28 @@ OPERATIONS_IN_THREADS: list[Callable[[Store], object]] = [
 ]
 
 
-@pytest.mark.parametrize("rounds", [20, pytest.param(100, marks=slow)])
+@pytest.mark.parametrize("rounds", [6, pytest.param(100, marks=slow)])
 def test_a_store_may_be_closed_while_threads_are_in_its_midst(start: Start, path: Path, rounds: int, seed: str) -> None:
     child = start(close_in_the_midst, path, rounds, seed)
 
-    assert child.hear(timeout=55) == "well"
+    assert child.hear() == "well"
     assert child.join() == 0
     assert sql(path, "PRAGMA integrity_check") == [("ok",)]
 
 
-def test_a_store_with_watches_is_closed_soon_and_they_end(path: Path) -> None:
+def test_a_store_with_watches_is_closed_and_they_end(path: Path) -> None:
     store = SQLiteStore(path)
     watches = [store.watch(f"k{number}") for number in range(50)] + [store.observe(prefix="")]
     store.set("k7", 1)
-    assert watches[7].get(timeout=10).value == 1
+    assert watches[7].get(timeout=PATIENCE).value == 1
     readers = [threading.Thread(target=list, args=[watch]) for watch in watches]
     for reader in readers:
         reader.start()
 
-    begun = time.monotonic()
     store.close()
-    assert time.monotonic() - begun < 10
 
     for reader in readers:
-        reader.join(10)
+        reader.join(PATIENCE)
         assert not reader.is_alive()
 
 
@@ -1434,7 +1422,7 @@ def test_a_store_that_is_closed_or_dropped_lets_go_of_its_thread_and_its_file(pa
     store = SQLiteStore(path)
     watch = store.watch("a")
     all_at_once([partial(store.set, "a", 1)] * 4)
-    assert watch.get(timeout=10).value == 1
+    assert watch.get(timeout=PATIENCE).value == 1
     threads, descriptors = held(path)
     assert threads - before
     assert descriptors > 0
@@ -1445,19 +1433,22 @@ def test_a_store_that_is_closed_or_dropped_lets_go_of_its_thread_and_its_file(pa
         del store, watch
         gc.collect()
 
-    eventually(lambda: not held(path)[0] - before and not held(path)[1], timeout=10)
+    eventually(lambda: not held(path)[0] - before and not held(path)[1])
 
 
 @linux
-def test_a_thread_rests_when_its_last_watch_is_gone_and_begins_again_with_the_next(path: Path) -> None:
+def test_a_thread_rests_when_its_last_watch_is_gone_and_begins_again_with_the_next(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_reader, "_LONGEST_WAIT", 0.05)
     before, _ = held(path)
     with SQLiteStore(path) as store:
         for number in range(2):
             with store.watch("a") as watch:
                 store.set("a", number)
-                assert watch.get(timeout=10).value == number
+                assert watch.get(timeout=PATIENCE).value == number
                 assert len(held(path)[0] - before) == 1
-            eventually(lambda: not held(path)[0] - before, timeout=10)
+            eventually(lambda: not held(path)[0] - before)
 
 
 def test_a_watch_keeps_its_store_alive(path: Path, start: Start) -> None:
@@ -1467,7 +1458,7 @@ def test_a_watch_keeps_its_store_alive(path: Path, start: Start) -> None:
     with SQLiteStore(path) as store:
         store.set("a", 1)
 
-    assert watch.get(timeout=10).value == state.get(timeout=10).value == 1
+    assert watch.get(timeout=PATIENCE).value == state.get(timeout=PATIENCE).value == 1
 
 
 # -- what is remembered ------------------------------------------------------------------------------------------------
@@ -1516,12 +1507,12 @@ def fall_behind(link: Link, path: Path) -> None:
     with SQLiteStore(path, history=100) as store:
         watch, state = store.watch(prefix=""), store.observe(prefix="")
         store.set("begin", 1)
-        assert watch.get(timeout=10).key == "begin"
-        first = state.get(timeout=10)
+        assert watch.get(timeout=PATIENCE).key == "begin"
+        first = state.get(timeout=PATIENCE)
         told = {first.key: first.value}
         link.say("ready")
         while told.get("end") is None or told["gone"] is not None:
-            change = state.get(timeout=20)
+            change = state.get(timeout=PATIENCE)
             told[change.key] = change.value
         link.say((told, compacted(watch).oldest))
 
@@ -1641,7 +1632,7 @@ def write_many(store: SQLiteStore, path: Path, writes: int) -> int:
             if number % 100 == 0:
                 largest = max(largest, wal.stat().st_size)
         last = store.set("end", 1)
-        while watch.get(timeout=10).revision < last:
+        while watch.get(timeout=PATIENCE).revision < last:
             pass
     return largest
 
@@ -1655,7 +1646,7 @@ def test_the_write_ahead_log_is_moved_into_the_file_again_and_again(path: Path) 
 
 def test_writers_that_come_and_go_keep_the_write_ahead_log_short(path: Path) -> None:
     with SQLiteStore(path) as store, store.watch("nothing"):
-        for number in range(60):
+        for number in range(30):
             with SQLiteStore(path) as writer:
                 for _ in range(5):
                     writer.set("a", f"{number}" * 50_000)
@@ -1664,7 +1655,6 @@ def test_writers_that_come_and_go_keep_the_write_ahead_log_short(path: Path) -> 
 
 
 @slow
-@long
 def test_the_write_ahead_log_stays_below_32_megabytes_in_fifty_thousand_writes(path: Path) -> None:
     with SQLiteStore(path) as store:
         assert write_many(store, path, 50_000) < 32 << 20
