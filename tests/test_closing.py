@@ -32,9 +32,7 @@ from stigmergy import (
     with_hooks,
 )
 
-SOON = 10.0
-"""Seconds within which whoever waits is to end: a second or so, on a machine whose cores are taken away for a while."""
-LONG = 30.0
+LONG = 100.0
 """Seconds after which something hangs."""
 
 
@@ -49,7 +47,6 @@ class Party:
 
     def __init__(self, **members: Callable[[], Any]) -> None:
         self.outcomes: dict[str, Any] = {}
-        self.ended: dict[str, float] = {}
         self._start = threading.Barrier(len(members))
         self._threads = {
             name: threading.Thread(target=self._run, args=[name, member], daemon=True)
@@ -64,7 +61,6 @@ class Party:
             self.outcomes[name] = member()
         except BaseException as error:
             self.outcomes[name] = type(error)
-        self.ended[name] = time.monotonic()
 
     def join(self) -> dict[str, Any]:
         deadline = time.monotonic() + LONG
@@ -91,17 +87,12 @@ class Traffic:
         self.way = way
         self.moment = moment
         self.writes = 0
-        self.closed = 0.0
         self.reached = threading.Event()
         self.everything = self.memory.watch(prefix="", capacity=None)
         self.shared = self.memory.watch("a", capacity=None)
         self.latest = self.memory.observe(prefix="")
         self.acknowledged: list[int] = []
         self.got: list[int] = []
-
-    def close(self) -> None:
-        self.store.close()
-        self.closed = self.closed or time.monotonic()
 
     def is_time(self) -> bool:
         self.writes += 1  # not exact, with two writers
@@ -120,10 +111,7 @@ class Traffic:
             looping=lambda: asyncio.run(self.loop()),
             closer=self.close_in_time,
         )
-        outcomes = party.join()
-        slowest = max(party.ended.values()) - self.closed
-        assert slowest < SOON, f"{slowest:.1f} s"
-        return outcomes
+        return party.join()
 
     def write(self, key: str) -> None:
         number = 0
@@ -156,7 +144,6 @@ class Traffic:
                 await asyncio.sleep(0)
             if self.way == "task":
                 await self.store.aio.close()
-                self.close()
             return "ended"
 
         outcomes = await asyncio.gather(
@@ -172,7 +159,7 @@ class Traffic:
     def close_in_time(self) -> None:
         assert self.reached.wait(LONG)
         if self.way == "thread":
-            self.close()
+            self.store.close()
 
 
 class LastWords:
@@ -182,7 +169,7 @@ class LastWords:
         self.traffic = traffic
 
     def __del__(self) -> None:
-        self.traffic.close()
+        self.traffic.store.close()
 
 
 def watched(traffic: Traffic) -> Any:
@@ -199,7 +186,7 @@ def watched(traffic: Traffic) -> Any:
 def closing_hook(traffic: Traffic) -> Any:
     def close_in_time(key: str, value: object) -> None:
         if traffic.is_time():
-            traffic.close()
+            traffic.store.close()
 
     return with_hooks(Hooks(before_set=close_in_time))
 
@@ -208,7 +195,7 @@ def closing_middleware(traffic: Traffic) -> Any:
     def close_in_time(operation: Operation[Any]) -> Flow[Any]:
         result = yield operation
         if isinstance(operation, Commit) and traffic.is_time():
-            traffic.close()
+            traffic.store.close()
         return result
 
     return close_in_time
@@ -218,7 +205,9 @@ WRAPPERS = {"hook": closing_hook, "middleware": closing_middleware}
 
 
 @pytest.mark.parametrize("way", ["thread", "task", "hook", "middleware", "finaliser"])
-@pytest.mark.parametrize("runs", [40, pytest.param(4000, marks=[pytest.mark.large, pytest.mark.timeout(3600)])])
+@pytest.mark.parametrize(
+    "runs", [10, pytest.param(100, marks=pytest.mark.slow), pytest.param(4000, marks=pytest.mark.large)]
+)
 def test_a_store_closed_at_any_moment_ends_everybody_and_delivers_what_it_has(way: str, runs: int, seed: str) -> None:
     draw = Random(seed)
     for _ in range(runs):
@@ -298,7 +287,7 @@ def test_a_store_closed_by_the_collector_ends_its_readers() -> None:
         await asyncio.sleep(0)
         Owner()
         gc.collect()
-        async with asyncio.timeout(SOON):
+        async with asyncio.timeout(LONG):
             with pytest.raises(WatchClosed):
                 await reader
 
@@ -373,20 +362,10 @@ owner = Owner()
 def test_the_interpreter_ends_soon(ending: str) -> None:
     if ending == "a finaliser that closes" and sysconfig.get_config_var("Py_GIL_DISABLED"):
         pytest.skip("this interpreter takes modules apart before the last finalisers run")
-    program = subprocess.Popen(
-        [sys.executable, "-c", READERS + ENDINGS[ending]],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    end = subprocess.run(  # those who wait would do so for an hour
+        [sys.executable, "-c", READERS + ENDINGS[ending]], capture_output=True, text=True, timeout=LONG, check=False
     )
-    with program:
-        try:
-            assert program.stdout is not None
-            assert program.stdout.readline() == "end\n"
-            _, errors = program.communicate(timeout=LONG)  # those who wait would do so for an hour
-        finally:
-            program.kill()
-    assert (program.returncode, errors) == (0, "")
+    assert (end.returncode, end.stdout, end.stderr) == (0, "end\n", "")
 
 
 # -- loops -------------------------------------------------------------------------------------------------------------
