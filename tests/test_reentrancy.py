@@ -4,16 +4,14 @@ or fail in any way, and the store stays whole.
 
 from __future__ import annotations
 
-import faulthandler
 import gc
 import logging
-import os
 import signal
 import sys
 import sysconfig
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -43,16 +41,6 @@ from stigmergy.testing import Colour
 
 OUTER = "written by whoever called"
 """The value that tells the write during which somebody else's code ran from the writes of that code."""
-
-
-@pytest.fixture(autouse=True)
-def no_deadlock(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
-    with capfd.disabled():
-        stderr = os.dup(2)  # where somebody sees it
-    faulthandler.dump_traceback_later(60, exit=True, file=stderr)
-    yield
-    faulthandler.cancel_dump_traceback_later()
-    os.close(stderr)
 
 
 @pytest.fixture(autouse=True)
@@ -133,7 +121,7 @@ class Stage:
             assert {key: self.inner.get(key) for key in kept if key in snapshot} == state
             assert self.inner.set("b", "after the end") == snapshot.revision + 1
             assert len(self.inner._hub._everybody()) <= 4
-        assert self.inner._lock.acquire(timeout=10)
+        assert self.inner._lock.acquire(timeout=60)
         self.inner._lock.release()
         self.inner.close()
         return changes
@@ -453,41 +441,56 @@ ACTIONS: dict[str, Callable[[Stage], object]] = {
 }
 
 
-@every_place
-@pytest.mark.parametrize("action", ACTIONS.values(), ids=ACTIONS.keys())
-def test_whoever_is_called_may_use_the_store(place: Place, action: Callable[[Stage], object]) -> None:
-    stage, trigger = place()
-    outcome = stage.play(trigger, action)
-    closing = action in (ACTIONS["close"], ACTIONS["close and write"])
+@contextmanager
+def case(what: object) -> Iterator[None]:
+    """Let a failure say with what it came."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"with {what}")
+        raise
 
-    assert stage.struck
-    changes = stage.is_whole()
-    if isinstance(outcome, BaseException):
-        assert closing
-        assert isinstance(outcome, (StoreClosed, WatchClosed, InvalidValue)), outcome
-        assert place in AFTERWARDS.values() or OUTER not in [change.value for change in changes]
-    elif outcome:
-        assert [change.revision for change in changes if change.value == OUTER] == [outcome]
+
+@every_place
+def test_whoever_is_called_may_use_the_store(place: Place) -> None:
+    for name, action in ACTIONS.items():
+        with case(name):
+            stage, trigger = place()
+            outcome = stage.play(trigger, action)
+
+            assert stage.struck
+            changes = stage.is_whole()
+            if isinstance(outcome, BaseException):
+                assert name in ("close", "close and write")
+                assert isinstance(outcome, (StoreClosed, WatchClosed, InvalidValue)), outcome
+                assert place in AFTERWARDS.values() or OUTER not in [change.value for change in changes]
+            elif outcome:
+                assert [change.revision for change in changes if change.value == OUTER] == [outcome]
 
 
 @pytest.mark.parametrize(
     "place", sorted({"collector", "clock", "signal handler", "finaliser, buffer", "copier, set"} & set(PLACES))
 )
-@pytest.mark.parametrize("action", [name for name in ACTIONS if not name.startswith("close")])
-def test_whoever_is_called_again_and_again_may_use_the_store_each_time(place: str, action: str) -> None:
+def test_whoever_is_called_again_and_again_may_use_the_store_each_time(place: str) -> None:
+    for name, action in ACTIONS.items():
+        if not name.startswith("close"):
+            with case(name):
+                stage, trigger = PLACES[place]()
+                for _ in range(3):
+                    revision = stage.play(trigger, action, times=20)
+                    assert isinstance(revision, int), revision
+
+                assert stage.struck >= 3
+                changes = stage.is_whole()
+                assert sum(change.value == OUTER for change in changes) == 3
+
+
+every_place_that_nests = pytest.mark.parametrize("place", [place for place in PLACES if place != "collector"])
+
+
+@every_place_that_nests
+def test_calls_nest_a_hundred_deep(place: str) -> None:
     stage, trigger = PLACES[place]()
-    for _ in range(10):
-        revision = stage.play(trigger, ACTIONS[action], times=20)
-        assert isinstance(revision, int), revision
-
-    assert stage.struck >= 10
-    changes = stage.is_whole()
-    assert sum(change.value == OUTER for change in changes) == 10
-
-
-@every_place
-def test_calls_nest_a_hundred_deep(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage, trigger = place()
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(20_000)
     try:
@@ -501,7 +504,7 @@ def test_calls_nest_a_hundred_deep(place: Place, monkeypatch: pytest.MonkeyPatch
     assert not outcome or sum(change.value == OUTER for change in changes) in (100, 101)
 
 
-@pytest.mark.parametrize("place", [place for place in PLACES if place != "collector"])  # which does not nest
+@every_place_that_nests
 def test_calls_that_nest_without_end_are_a_recursion_error_and_leave_the_store_whole(place: str) -> None:
     stage, trigger = PLACES[place]()
     outcome = stage.play(trigger, lambda stage: trigger(), times=3000)
@@ -536,10 +539,13 @@ def failing(error: type[BaseException]) -> Callable[[Stage], object]:
 
 
 @every_place
-@pytest.mark.parametrize("error", ERRORS)
-def test_whoever_fails_harms_no_other_watch_and_the_result_of_the_write_is_true(
-    place: Place, error: type[BaseException]
-) -> None:
+def test_whoever_fails_harms_no_other_watch_and_the_result_of_the_write_is_true(place: Place) -> None:
+    for error in ERRORS:
+        with case(error):
+            failure_is_harmless(place, error)
+
+
+def failure_is_harmless(place: Place, error: type[BaseException]) -> None:
     stage, trigger = place()
     others = [stage.watch(), stage.inner.observe("b")]
     outcome = stage.play(trigger, failing(error))
@@ -565,17 +571,17 @@ def test_whoever_fails_harms_no_other_watch_and_the_result_of_the_write_is_true(
 
 
 @every_place
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_whoever_fails_after_having_written_has_written(place: Place, error: type[BaseException]) -> None:
-    stage, trigger = place()
+def test_whoever_fails_after_having_written_has_written(place: Place) -> None:
+    for error in (KeyboardInterrupt, ValueError):
+        stage, trigger = place()
 
-    def write_and_fail(stage: Stage) -> None:
-        stage.store.set(stage.other, "inner")
-        failing(error)(stage)
+        def write_and_fail(stage: Stage, error: type[BaseException] = error) -> None:
+            stage.store.set(stage.other, "inner")
+            failing(error)(stage)
 
-    stage.play(trigger, write_and_fail)
+        stage.play(trigger, write_and_fail)
 
-    assert [change.value for change in stage.is_whole()].count("inner") == 1
+        assert [change.value for change in stage.is_whole()].count("inner") == 1, error
 
 
 @pytest.mark.parametrize("ends_a_loop", [True, False])
@@ -613,33 +619,35 @@ def calling(function: Callable[..., Any]) -> Flow[Any]:
     return (yield from Call(function))
 
 
-@pytest.mark.parametrize("ask", COROUTINES.values(), ids=COROUTINES.keys())
-def test_whoever_returns_a_coroutine_where_nobody_awaits_it_is_told_so(
-    ask: Callable[[Stage, Callable[..., Any]], object],
-) -> None:
-    async def nothing() -> None:
-        pass
-
-    stage = Stage()
-    with pytest.raises(TypeError):
-        ask(stage, lambda *_: nothing())
-    gc.collect()  # nothing warns that it was never awaited
-
-    assert [change.value for change in stage.is_whole()] == ["end"]
+async def nothing() -> None:
+    pass
 
 
-@pytest.mark.parametrize("hook", ["after_set", "on_error"])
-def test_a_coroutine_that_an_observer_returns_changes_no_result(hook: str) -> None:
-    async def nothing() -> None:
-        pass
-
-    stage = Stage()
-    store = hooked_by(stage, **{hook: lambda *_: nothing()})
-    revision = store.set("a", OUTER)
-    conflict(store)
+def nothing_was_left_unawaited(warned: pytest.WarningsRecorder) -> None:
     gc.collect()
+    assert [each for each in warned if "coroutine 'nothing'" in str(each.message)] == []
 
-    assert [change.revision for change in stage.is_whole() if change.value == OUTER] == [revision]
+
+def test_whoever_returns_a_coroutine_where_nobody_awaits_it_is_told_so(recwarn: pytest.WarningsRecorder) -> None:
+    for name, ask in COROUTINES.items():
+        with case(name):
+            stage = Stage()
+            with pytest.raises(TypeError):
+                ask(stage, lambda *_: nothing())
+            assert [change.value for change in stage.is_whole()] == ["end"]
+
+    nothing_was_left_unawaited(recwarn)
+
+
+def test_a_coroutine_that_an_observer_returns_changes_no_result(recwarn: pytest.WarningsRecorder) -> None:
+    for hook in ("after_set", "on_error"):
+        stage = Stage()
+        store = hooked_by(stage, **{hook: lambda *_: nothing()})
+        revision = store.set("a", OUTER)
+        conflict(store)
+        assert [change.revision for change in stage.is_whole() if change.value == OUTER] == [revision], hook
+
+    nothing_was_left_unawaited(recwarn)
 
 
 def test_the_methods_that_show_and_compare_a_value_are_never_called_by_the_library() -> None:
