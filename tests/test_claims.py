@@ -796,7 +796,8 @@ def test_a_watch_mapped_through_what_times_out_makes_no_storm_of_renewals(
     began = time.monotonic()
     with claim(store, "task", "w1", 2.0) as held:
         eventually(lambda: renewals >= 6)
-        assert time.monotonic() - began > 0.08, "a hundredth of the ttl between two"
+        made = renewals  # and now the time, which may be any later
+        assert made <= 1 + (time.monotonic() - began) / 0.015, "a hundredth of the ttl between two"
         assert not held.lost
         waiting = claim(store, "task", "w2", LONG)
         with pytest.raises(TimeoutError, match="no key came in time"):
