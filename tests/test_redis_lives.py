@@ -7,7 +7,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Self
+from time import monotonic
+from typing import Self
 
 import pytest
 
@@ -17,10 +18,10 @@ import redis
 
 from processes import eventually
 from proxy import Pass, Proxy, Reset
-from redis_tools import SLOW, NewServer, NewStore, State, both_colours, drain, ended
+from redis_tools import PATIENCE, NewServer, NewStore, State, both_colours, drain, ended, named, unblock
 from redis_tools import namespace as namespace
 from redis_tools import new_redis as new_redis
-from servers import REDIS62, VALKEY, Server
+from servers import VALKEY, Engine, Server, on_every_engine
 from stigmergy import Change, Check, Compacted, Delete, Flow, OpenWatch, RevisionConflict, Set, Store, Watch
 from stigmergy.flow import Sleep
 from stigmergy.providers.redis import RedisStore
@@ -54,19 +55,17 @@ class Traffic:
 
     def __exit__(self, *_: object) -> None:
         self._stopped = True
-        self._thread.join(timeout=30)
+        self._thread.join(PATIENCE)
         assert not self._thread.is_alive()
 
     @property
     def history(self) -> list[Invocation]:
         return [call for client in self.clients for call in client.history]
 
-    def have_answers(self, number: int, seconds: float = 10) -> None:
+    def have_answers(self, number: int) -> None:
         """Wait until each client had so many more answers."""
         before = [len(client.history) for client in self.clients]
-        eventually(
-            lambda: all(len(c.history) >= n + number for c, n in zip(self.clients, before, strict=True)), seconds
-        )
+        eventually(lambda: all(len(c.history) >= n + number for c, n in zip(self.clients, before, strict=True)))
 
     def have_failed(self) -> None:
         """Wait until each client has met the failure that there is now."""
@@ -110,24 +109,29 @@ def consumed(name: str, watch: Watch) -> Iterator[list[Change]]:
         yield delivered
     finally:
         watch.close()
-        thread.join(timeout=10)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
 
 
+def forget_connections(server: Server) -> None:
+    with redis.Redis.from_url(server.url) as client:
+        client.config_resetstat()
+
+
 def connections_received(server: Server) -> int:
-    """Since it was started."""
+    """Since they were forgotten."""
     with redis.Redis.from_url(server.url) as client:
         received: int = client.info("stats")["total_connections_received"]
         return received
 
 
 @both_colours
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=SLOW)])
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_server_killed_under_traffic_loses_nothing_and_no_watch_misses_anything(
     new_server: NewServer, namespace: str, name: str, kills: int
 ) -> None:
     server = new_server(VALKEY, appendonly=True)
-    options = {"namespace": namespace, "history": 10_000_000, "timeout": 2.0}
+    options = {"namespace": namespace, "history": 10_000_000, "timeout": PATIENCE}
     with (
         Proxy(server.port) as proxy,
         RedisStore(server.url, **options) as store,
@@ -150,15 +154,17 @@ def test_a_server_killed_under_traffic_loses_nothing_and_no_watch_misses_anythin
                     traffic.have_answers(40)
                     late += drain(unread)
                     late_states += drain(unobserved)
-                    connected = proxy.connections
+                    connected, began = proxy.connections, monotonic()
                     server.kill()
                     traffic.have_failed()
                     server.start()
-                    traffic.have_answers(10, seconds=10)
+                    forget_connections(server)
+                    traffic.have_answers(10)
                     head = store.scan(limit=1).revision
-                    eventually(partial(are_told, head), 10)
-                    assert proxy.connections - connected <= 10  # of a reader, when the server was down and afterwards
-                    assert connections_received(server) <= 60  # of who retried while it was loading, too
+                    eventually(partial(are_told, head))
+                    assert connections_received(server) <= 60
+                    # Of a reader, when the server was down and afterwards: without pauses it would be hundreds.
+                    assert proxy.connections - connected <= 20 + 5 * (monotonic() - began)
             head = store.scan(limit=1).revision
             eventually(partial(are_told, head))
         late += drain(unread)
@@ -177,9 +183,9 @@ def test_a_server_killed_under_traffic_loses_nothing_and_no_watch_misses_anythin
     assert check_observe(late_states, log, LATEST) == []
 
 
-@pytest.mark.parametrize("engine", [VALKEY, REDIS62], ids=lambda engine: engine.name)
+@on_every_engine
 async def test_a_plain_restart_continues_the_same_life(
-    new_server: NewServer, colour: Colour, new_redis: NewStore, namespace: str, engine: Any
+    new_server: NewServer, colour: Colour, new_redis: NewStore, namespace: str, engine: Engine
 ) -> None:
     server = new_server(engine, appendonly=True)
     store = new_redis(url=server.url, namespace=namespace)
@@ -188,17 +194,17 @@ async def test_a_plain_restart_continues_the_same_life(
     assert await store.set("a", 0) == 1
     bookmark = (await store.scan()).bookmark
 
-    for number in range(1, 4):
+    for number in range(1, 3):
         server.restart()
         assert await store.set("a", number) == number + 1
         assert (await store.scan()).bookmark == bookmark.replace(".1", f".{number + 1}")
 
-    assert [(await colour.get(watch)).revision for _ in range(4)] == [1, 2, 3, 4]
-    assert watch.bookmark == bookmark.replace(".1", ".4")
-    while (await colour.get(observe)).value != 3:
+    assert [(await colour.get(watch, PATIENCE)).revision for _ in range(3)] == [1, 2, 3]
+    assert watch.bookmark == bookmark.replace(".1", ".3")
+    while (await colour.get(observe, PATIENCE)).value != 2:
         pass
     since = store.watch(prefix="", since=bookmark)
-    assert [(await colour.get(since)).value for _ in range(3)] == [1, 2, 3]
+    assert [(await colour.get(since)).value for _ in range(2)] == [1, 2]
 
 
 async def test_a_watch_hears_of_a_server_that_was_away_though_nobody_else_asks_it(
@@ -214,7 +220,7 @@ async def test_a_watch_hears_of_a_server_that_was_away_though_nobody_else_asks_i
     with RedisStore(server.url, namespace=namespace) as other:
         other.set("a", 2)
 
-    assert (await colour.get(watch, timeout=10)).value == 2
+    assert (await colour.get(watch, PATIENCE)).value == 2
 
 
 # -- servers that lose their past --------------------------------------------------------------------------------------
@@ -255,20 +261,23 @@ async def test_after_an_emptied_server_revisions_go_on_above_all_seen_and_watche
     await state.becomes({"a": 5, "c": 1})
 
 
+@pytest.mark.parametrize("waits", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "waits"])
 async def test_an_emptied_server_is_noticed_though_nobody_writes_any_more(
-    new_server: NewServer, colour: Colour, new_redis: NewStore, namespace: str
+    new_server: NewServer, colour: Colour, new_redis: NewStore, namespace: str, waits: bool
 ) -> None:
     server = new_server(VALKEY)
-    store = new_redis(url=server.url, namespace=namespace)
+    store = new_redis(url=named(server.url, namespace), namespace=namespace)
     watch = store.watch("a", "b")
     state = State(colour, store.observe(prefix=""))
     await store.commit(Set("a", 1), Set("b", 2))
     await state.becomes({"a": 1, "b": 2})
     flush(server)
+    if not waits:
+        unblock(server.url, namespace)
 
-    await state.becomes({}, seconds=5)
+    await state.becomes({})
 
-    compacted = await ended(colour, watch, seconds=5)
+    compacted = await ended(colour, watch)
     assert compacted.oldest == 3
     assert await store.set("a", 2) == 3
     await state.becomes({"a": 2})
@@ -288,9 +297,9 @@ def saved(server: Server) -> bytes:
     return (server.folder / "dump.rdb").read_bytes()
 
 
-@pytest.mark.parametrize("engine", [VALKEY, REDIS62], ids=lambda engine: engine.name)
+@on_every_engine
 async def test_a_server_set_back_to_an_older_copy_begins_a_new_life_with_what_it_has(
-    new_server: NewServer, colour: Colour, new_redis: NewStore, namespace: str, engine: Any
+    new_server: NewServer, colour: Colour, new_redis: NewStore, namespace: str, engine: Engine
 ) -> None:
     server = new_server(engine, save="3600 1")
     store = new_redis(url=server.url, namespace=namespace)
@@ -439,7 +448,7 @@ async def test_a_watch_that_was_cut_off_for_longer_than_is_remembered_is_told(
 ) -> None:
     with Proxy(valkey.port) as proxy:
         url = f"redis://127.0.0.1:{proxy.port}"
-        store = new_redis(url=url, namespace=namespace, history=100, timeout=3)
+        store = new_redis(url=url, namespace=namespace, history=100, timeout=PATIENCE)
         watch, state = store.watch(prefix=""), State(colour, store.observe("a", "b", "c"))
         await store.commit(Set("a", 0), Set("b", 0))
         await state.becomes({"a": 0, "b": 0})

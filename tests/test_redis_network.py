@@ -21,11 +21,12 @@ import pytest
 pytest.importorskip("redis")
 
 
+from processes import eventually
 from proxy import Blackhole, Cut, Delay, Dribble, HalfClose, Mode, Pass, Proxy, Reset, Stall
 from redis_tools import (
     OPERATIONS,
+    PATIENCE,
     READS,
-    SLOW,
     NewStore,
     both_colours,
     connections,
@@ -57,7 +58,7 @@ class Call(NamedTuple):
     """`None` if nobody waited for it."""
 
 
-@pytest.mark.parametrize("enough", [60, pytest.param(1000, marks=SLOW)])
+@pytest.mark.parametrize("enough", [60, pytest.param(1000, marks=pytest.mark.slow)])
 async def test_no_answer_of_a_cancelled_call_belongs_to_another(valkey: Server, namespace: str, enough: int) -> None:
     made: list[Call] = []
     cancelled = 0
@@ -67,7 +68,7 @@ async def test_no_answer_of_a_cancelled_call_belongs_to_another(valkey: Server, 
         nonlocal cancelled
         action, value = draw.choice(["set", "if", "get", "entry", "scan", "commit"]), f"value of {number}"
         task = asyncio.ensure_future(each(action, f"read/{number % 10}", f"{number % 7}/written", value))
-        await asyncio.wait([task], timeout=None if number % 3 == 0 else draw.uniform(0, 0.25))
+        await asyncio.wait([task], timeout=None if number % 3 == 0 else draw.uniform(0, 0.025))
         if not task.done():
             task.cancel()
             await asyncio.wait([task])
@@ -94,11 +95,11 @@ async def test_no_answer_of_a_cancelled_call_belongs_to_another(valkey: Server, 
 
     with Proxy(valkey.port) as proxy:
         url = named(f"redis://127.0.0.1:{proxy.port}", namespace)
-        store = RedisStore(url, namespace=namespace, timeout=10).aio
+        store = RedisStore(url, namespace=namespace, timeout=PATIENCE).aio
         async with store:
             for number in range(10):
                 await store.set(f"read/{number}", f"value of read/{number}")
-            proxy.mode = Delay(0.005, 0.05)
+            proxy.mode = Delay(0.0005, 0.005)
             numbers = count()
 
             async def client() -> None:
@@ -108,7 +109,7 @@ async def test_no_answer_of_a_cancelled_call_belongs_to_another(valkey: Server, 
             await asyncio.gather(*(client() for _ in range(12)))
             proxy.mode = Pass()
             assert await store.set("last", "value") <= (await store.scan()).revision
-            assert len(await asyncio.to_thread(connections, valkey.url, namespace)) <= 33
+            await asyncio.to_thread(eventually, lambda: len(connections(valkey.url, namespace)) <= 33)
 
     assert len(made) - cancelled > enough / 4
     written = {change.value: change for change in log_of(valkey.url, namespace)}
@@ -146,7 +147,7 @@ def alarm() -> Iterator[Callable[[float], None]]:
 
 
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # the driver's, when it is struck as it connects
-@pytest.mark.parametrize("enough", [20, pytest.param(200, marks=SLOW)])
+@pytest.mark.parametrize("enough", [20, pytest.param(200, marks=pytest.mark.slow)])
 def test_no_answer_of_an_interrupted_call_belongs_to_another(
     valkey: Server, namespace: str, alarm: Callable[[float], None], enough: int
 ) -> None:
@@ -155,16 +156,16 @@ def test_no_answer_of_an_interrupted_call_belongs_to_another(
     interrupted = 0
     with Proxy(valkey.port) as proxy:
         url = named(f"redis://127.0.0.1:{proxy.port}", namespace)
-        with RedisStore(url, namespace=namespace, timeout=10) as store:
+        with RedisStore(url, namespace=namespace, timeout=PATIENCE) as store:
             for number in range(10):
                 store.set(f"read/{number}", f"value of read/{number}")
-            proxy.mode = Delay(0.001, 0.02)
+            proxy.mode = Delay(0.0002, 0.004)
             numbers = count()
             while min(interrupted, len(answers)) < enough:
                 number = next(numbers)
                 read = f"read/{number % 10}"
                 try:
-                    alarm(0 if number % 3 == 0 else draw.uniform(0.0005, 0.1))
+                    alarm(0 if number % 3 == 0 else draw.uniform(0.0005, 0.02))
                     if number % 2:
                         answers[f"value {number}"] = store.set("written", f"value {number}")
                     else:
@@ -175,7 +176,7 @@ def test_no_answer_of_an_interrupted_call_belongs_to_another(
             proxy.mode = Pass()
             last = store.set("last", "value")
             assert last == store.scan().revision
-            assert len(connections(valkey.url, namespace)) <= 2
+            eventually(lambda: len(connections(valkey.url, namespace)) <= 2)
 
     log = log_of(valkey.url, namespace)
     assert check_log(log) == []
@@ -186,23 +187,20 @@ def test_no_answer_of_an_interrupted_call_belongs_to_another(
 # -- a network that fails ----------------------------------------------------------------------------------------------
 
 
-TIMEOUT = 2.0
-PATIENT = 10.0
-"""The timeout where nothing is lost, and nothing may time out."""
-MARGIN = 10.0
-MODES: list[Mode] = [
-    Pass(),
-    Delay(0.005, 0.05),
-    Stall(),
-    Blackhole(),
-    Reset(),
-    HalfClose(),
-    Cut(0),
-    Cut(0, reset=False),
-    Cut(3),
-    Dribble(),
-]
-every_mode = pytest.mark.parametrize("mode", MODES, ids=str)
+SILENT: list[Mode] = [Stall(), Blackhole()]
+"""What only a timeout ends."""
+QUICK = 0.2
+"""A timeout that a busy machine may reach where nothing is lost."""
+every_mode = pytest.mark.parametrize(
+    ("mode", "timeout"),
+    [
+        *[pytest.param(mode, QUICK, id=f"{mode}") for mode in SILENT],
+        *[pytest.param(mode, 3.0, id=f"{mode} for 3 s", marks=pytest.mark.slow) for mode in SILENT],
+        *[(mode, PATIENCE) for mode in (Reset(), HalfClose(), Cut(0), Cut(0, reset=False), Cut(3), Dribble())],
+        pytest.param(Delay(0.005, 0.05), PATIENCE, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 
 
 class Tried(NamedTuple):
@@ -210,40 +208,48 @@ class Tried(NamedTuple):
 
     operation: str
     answer: Any
-    seconds: float
     log: list[Change]
     """Afterwards."""
 
 
-async def tried(colour: Colour, url: str, operation: str, mode: Mode, *, warm: bool) -> Tried:
+async def tried(colour: Colour, url: str, operation: str, mode: Mode, *, warm: bool, timeout: float) -> Tried:
     """Try `operation` while the network is in `mode`. When that is over, everything has to work again."""
     namespace = os.urandom(6).hex()
-    timeout = PATIENT if isinstance(mode, (Pass, Delay, Dribble)) else TIMEOUT
     with RedisStore(url, namespace=namespace) as judge, proxied(url) as proxy:
         judge.set("there", "value")
         with RedisStore(f"redis://127.0.0.1:{proxy.port}", namespace=namespace, timeout=timeout) as store:
             face = colour.face(store)
-            watch = await open_there(face) if warm else None
+            watch = await works(timeout, partial(open_there, face)) if warm else None
             if warm:
-                assert await face.get("there") == "value"
+                assert await works(timeout, partial(face.get, "there")) == "value"
             proxy.mode = mode
-            began = time.monotonic()
             try:
                 answer: Any = await performed(face, operation)
             except (Unavailable, OutcomeUnknown) as error:
                 answer = error
-            seconds = time.monotonic() - began
             proxy.mode = Pass()
 
             if operation != "close":
-                assert await face.get("absent", 7) == 7
-                assert await face.set("last", "value") == (await face.scan()).revision
-                await open_there(face)
+                assert await works(timeout, partial(face.get, "absent", 7)) == 7
+                last = await works(timeout, partial(face.set, "last", "value"))
+                assert last <= (await works(timeout, face.scan)).revision
+                await works(timeout, partial(open_there, face))
             log = drain(judge.watch(prefix="", since=0))
             if watch is not None and operation != "close":
                 assert told_until(watch, log[-1].revision) == [change for change in log[1:] if change.key != "last"]
     assert check_log(log) == []
-    return Tried(operation, answer, seconds, log)
+    return Tried(operation, answer, log)
+
+
+async def works(timeout: float, call: Callable[[], Any]) -> Any:
+    """What `call` answers, the first time unless it timed out on a busy machine."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return await call()
+        except StateError as error:
+            if timeout != QUICK or "TimeoutError" not in str(error) or time.monotonic() > deadline:
+                raise
 
 
 def proxied(url: str) -> Proxy:
@@ -266,17 +272,18 @@ def is_true(tried: Tried) -> bool:
 @every_mode
 @pytest.mark.parametrize("warm", [False, True], ids=["first call", "later call"])
 def test_whatever_the_network_does_an_operation_ends_in_time_and_its_outcome_is_true(
-    valkey: Server, name: str, mode: Mode, warm: bool
+    valkey: Server, name: str, mode: Mode, timeout: float, warm: bool
 ) -> None:
     def run(operation: str) -> Tried:
         colour = Colour(name)
-        return colour.run(tried(colour, valkey.url, operation, mode, warm=warm))
+        return colour.run(tried(colour, valkey.url, operation, mode, warm=warm, timeout=timeout))
 
     outcomes = all_at_once([partial(run, operation) for operation in OPERATIONS])
 
     assert [each for each in outcomes if not is_true(each)] == []
-    assert {each.operation: each.seconds for each in outcomes if each.seconds > TIMEOUT + MARGIN} == {}
-    if isinstance(mode, (Pass, Delay, Dribble)):
+    if mode not in SILENT:
+        assert [each for each in outcomes if "TimeoutError" in str(each.answer)] == []
+    if isinstance(mode, (Delay, Dribble)):
         assert [each for each in outcomes if isinstance(each.answer, StateError)] == []
     if isinstance(mode, Cut) and mode.after == 0 and warm:
         outcomes_of_writes = {each.operation: each for each in outcomes if each.operation not in READS}

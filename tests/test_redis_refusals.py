@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 import traceback
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
@@ -17,10 +17,10 @@ pytest.importorskip("redis")
 import redis
 
 from processes import eventually
-from redis_tools import OPERATIONS, NewServer, NewStore, State, ask, performed
+from redis_tools import OPERATIONS, PATIENCE, NewServer, NewStore, State, ask, performed
 from redis_tools import namespace as namespace
 from redis_tools import new_redis as new_redis
-from servers import REDIS62, VALKEY, Server
+from servers import REDIS62, VALKEY, Engine, Server, on_every_engine, started
 from stigmergy import Compacted, DamagedValue, OutcomeUnknown, RevisionConflict, Set, Unavailable, open_store
 from stigmergy.testing import Colour
 
@@ -30,13 +30,14 @@ from stigmergy.testing import Colour
 PASSWORD = "s3cret:/+@ %?"
 
 
-@pytest.fixture
-def guarded(new_server: NewServer) -> Server:
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with a password, and a user with the same."""
-    server: Server = new_server(VALKEY)
+    server = started(Server(VALKEY, tmp_path_factory.mktemp("guarded")))
     ask(server, "ACL", "SETUSER", "worker", "on", f">{PASSWORD}", "~*", "&*", "+@all")
     ask(server, "CONFIG", "SET", "requirepass", PASSWORD)
-    return server
+    yield server
+    server.kill()
 
 
 @pytest.mark.parametrize("scheme", ["redis", "valkey"])
@@ -80,8 +81,10 @@ async def test_no_password_where_one_is_needed_is_unavailable(
 
 
 async def test_a_password_that_changes_meanwhile_silences_a_watch_only_until_it_is_back(
-    guarded: Server, colour: Colour, new_redis: NewStore, namespace: str, caplog: pytest.LogCaptureFixture
+    new_server: NewServer, colour: Colour, new_redis: NewStore, namespace: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    guarded = new_server(VALKEY)
+    ask(guarded, "CONFIG", "SET", "requirepass", PASSWORD)
     url = f"redis://:{quote(PASSWORD, safe='')}@127.0.0.1:{guarded.port}/0?client_name={namespace}"
     store = new_redis(url=url, namespace=namespace)
     watch = store.watch("a")
@@ -96,16 +99,16 @@ async def test_a_password_that_changes_meanwhile_silences_a_watch_only_until_it_
         admin.config_set("requirepass", PASSWORD)
 
     assert await store.set("a", 3) == 2
-    assert (await colour.get(watch)).value == 3
+    assert (await colour.get(watch, PATIENCE)).value == 3
     assert "s3cret" not in caplog.text
 
 
 WRITES = ["set", "set if", "commit", "delete"]
 
 
-@pytest.mark.parametrize("engine", [VALKEY, REDIS62], ids=lambda engine: engine.name)
+@pytest.mark.parametrize("engine", [VALKEY, REDIS62], ids=lambda engine: engine.name)  # each says it in its own way
 async def test_a_server_that_is_full_is_unavailable_and_has_changed_nothing(
-    new_server: NewServer, colour: Colour, new_redis: NewStore, namespace: str, engine: Any
+    new_server: NewServer, colour: Colour, new_redis: NewStore, namespace: str, engine: Engine
 ) -> None:
     server = new_server(engine)
     store = new_redis(url=server.url, namespace=namespace)
@@ -130,7 +133,7 @@ async def test_a_deadline_that_comes_due_while_a_server_is_full_is_made_a_change
 ) -> None:
     server = new_server(VALKEY)
     store = new_redis(url=server.url, namespace=namespace)
-    await store.set("a", 1, ttl=0.05)
+    await store.set("a", 1, ttl=0.01)
     ask(server, "CONFIG", "SET", "maxmemory", "1")
 
     def is_refused() -> bool:
@@ -148,11 +151,13 @@ async def test_a_deadline_that_comes_due_while_a_server_is_full_is_made_a_change
     assert (change.revision, change.expired, change.old_value) == (2, True, 1)
 
 
-@pytest.mark.parametrize("engine", [VALKEY, REDIS62], ids=lambda engine: engine.name)
+@on_every_engine
 async def test_a_replica_is_read_and_refuses_writes(
-    new_server: NewServer, colour: Colour, new_redis: NewStore, namespace: str, engine: Any
+    new_server: NewServer, colour: Colour, new_redis: NewStore, namespace: str, engine: Engine
 ) -> None:
-    primary, replica = new_server(engine, options={"repl-diskless-sync-delay": "0"}), new_server(engine)
+    # Else both look once in a second how far they are.
+    at_once = {"repl-diskless-sync": "no", "repl-diskless-load": "swapdb"}
+    primary, replica = (new_server(engine, options=at_once) for _ in range(2))
     writer = new_redis(url=primary.url, namespace=namespace)
     store = new_redis(url=replica.url, namespace=namespace)
     await writer.set("there", "value")
@@ -167,20 +172,20 @@ async def test_a_replica_is_read_and_refuses_writes(
         await performed(store, operation)
 
     await writer.set("written", 7)
-    assert (await colour.get(watch)).value == 7
+    assert (await colour.get(watch, PATIENCE)).value == 7
 
 
 async def test_a_server_that_still_loads_its_data_is_unavailable_until_it_has(
     new_server: NewServer, colour: Colour, new_redis: NewStore, namespace: str
 ) -> None:
-    slowly = {"key-load-delay": "30000", "loading-process-events-interval-bytes": "1024"}
+    slowly = {"key-load-delay": "30000", "loading-process-events-interval-bytes": "1024"}  # for a minute
     server = new_server(VALKEY, save="3600 1", options=slowly)
     store = new_redis(url=server.url, namespace=namespace)
     watch = store.watch("there")
     await store.set("there", "value")
-    for number in range(100):
-        ask(server, "SET", f"{number}", os.urandom(5000).hex())
-    ask(server, "SAVE")
+    with redis.Redis.from_url(server.url) as client:
+        client.mset({f"{number}": os.urandom(2000) for number in range(2000)})
+        client.save()
     server.kill()
     told: set[str] = set()
     starting = threading.Thread(target=server.start)
@@ -192,7 +197,10 @@ async def test_a_server_that_still_loads_its_data_is_unavailable_until_it_has(
                 await call()
             except (Unavailable, OutcomeUnknown, RevisionConflict) as error:
                 told |= {str(error)}
-    starting.join()
+        if any("LOADING" in each for each in told):
+            with suppress(redis.ConnectionError):  # it has loaded all, and goes on
+                ask(server, "CONFIG", "SET", "key-load-delay", "0")
+    starting.join(PATIENCE)
 
     assert any("LOADING" in each for each in told)
     assert await store.get("there") == "value"
@@ -284,16 +292,14 @@ async def test_a_record_of_the_log_that_others_have_damaged_harms_one_delivery_o
 async def test_a_key_of_another_type_is_told_and_hangs_nobody(
     redis_url: str, colour: Colour, new_redis: NewStore, namespace: str, name: str
 ) -> None:
-    store = new_redis(url=redis_url, namespace=namespace, timeout=2)
+    store = new_redis(url=redis_url, namespace=namespace)
     await store.set("there", "value")
     with redis.Redis.from_url(redis_url) as client:
         client.set(keys_of(namespace)[name], "something else")
 
     for operation in OPERATIONS[:-1]:
         with suppress(Unavailable, OutcomeUnknown, Compacted, RevisionConflict):
-            await asyncio.wait_for(performed(store, operation), 10) if colour.name == "async" else await performed(
-                store, operation
-            )
+            await performed(store, operation)
     with redis.Redis.from_url(redis_url) as client:
         client.delete(*keys_of(namespace).values())
     await store.set("there", "value")

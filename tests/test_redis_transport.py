@@ -6,12 +6,10 @@ import asyncio
 import gc
 import os
 import socket
-import subprocess
-import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
@@ -23,7 +21,8 @@ import redis
 
 from processes import eventually
 from proxy import Cut, HalfClose, Pass, Proxy, Reset, Stall
-from servers import VALKEY, Server
+from redis_tools import PATIENCE, connections, named, run_python
+from servers import VALKEY, Server, free_ports
 from stigmergy import Op, OutcomeUnknown, Unavailable
 from stigmergy.flow import Flow, arun, run
 from stigmergy.providers import _redis_wire
@@ -34,7 +33,7 @@ NOWHERE = Place("", 0, 0.0)
 WRITE = [Encoded(Op.SET, "a", Value("json", b"1"), None, None, None, None)]
 
 
-def engine(url: str, *, timeout: float = 5.0) -> RedisEngine:
+def engine(url: str, *, timeout: float = PATIENCE) -> RedisEngine:
     return RedisEngine(url, namespace=uuid4().hex, history=1_000, history_seconds=None, timeout=timeout)
 
 
@@ -120,12 +119,11 @@ def test_a_server_that_was_restarted_is_connected_anew(
     server = new_server(VALKEY, appendonly=True)
     client = new_client(server.url)
     client.set()
-    for restart in (server.restart, lambda: (server.kill(), server.start())):
-        restart()
-        client.set()
-        restart()
-        assert client.get() is not None
-    assert client.get().revision == 3
+    server.restart()
+    assert client.set() == 2
+    server.kill()
+    server.start()
+    assert client.get().revision == 2
 
 
 @pytest.mark.parametrize("mode", [Reset(), HalfClose()])
@@ -142,27 +140,22 @@ def test_a_connection_that_ended_while_it_was_idle_is_replaced(new_client: NewCl
 
 
 def test_idle_connections_are_closed_at_the_end(new_client: NewClient, valkey: Server) -> None:
-    client = new_client(valkey.url)
+    name = uuid4().hex
+    client = new_client(named(valkey.url, name))
     client.set()
-    before = connected(valkey)
+    assert len(connections(valkey.url, name)) == 1
     if client.runner:
         client.runner.run(client.transport.close())
     else:
         client.transport.close()
-    eventually(lambda: connected(valkey) == before - 1)
-
-
-def connected(server: Server) -> int:
-    with redis.Redis.from_url(server.url) as client:
-        return int(client.info("clients")["connected_clients"])
+    eventually(lambda: connections(valkey.url, name) == [])
 
 
 # -- failures ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_server_that_is_not_there_is_unavailable(new_client: NewClient) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = next(free_ports())
     client = new_client(f"redis://user:secret@127.0.0.1:{port}/0")
     for ask in (client.set, client.get):
         with pytest.raises(Unavailable, match=rf"^127\.0\.0\.1:{port} was not reached \(ConnectionError\)$") as caught:
@@ -215,20 +208,26 @@ def test_what_may_be_repeated_is_repeated_once(new_client: NewClient, proxy: Pro
 
 
 def test_an_answer_that_does_not_come_in_time(new_client: NewClient, proxy: Proxy) -> None:
-    client = new_client(through(proxy), timeout=2)
-    client.set()
+    client = new_client(through(proxy), timeout=0.2)
+    eventually(lambda: revision(client) == 0 and client.idle() == 1)
     proxy.mode = Stall()
 
-    began = time.monotonic()
     with pytest.raises(OutcomeUnknown, match=r"gave no answer \(TimeoutError\)"):
         client.set()
     with pytest.raises(Unavailable):
         client.get()
-    assert time.monotonic() - began < 9  # below the timeout that is usual, twice
 
     proxy.mode = Pass()
     assert client.idle() == 0
-    eventually(lambda: client.get().revision == 2)
+    eventually(lambda: revision(client) == 1)
+
+
+def revision(client: Client) -> int | None:
+    """0 if there is nothing; `None` if that is not told, as a busy machine may be late."""
+    with suppress(Unavailable):
+        stored = client.get()
+        return stored.revision if stored else 0
+    return None
 
 
 def test_a_wrong_password_is_unavailable_and_not_told(new_client: NewClient, new_server: Callable[..., Server]) -> None:
@@ -271,7 +270,7 @@ def test_a_server_that_talks_nonsense_is_told_from_one_that_is_not_there(new_cli
             with pytest.raises((Unavailable, OutcomeUnknown)):
                 ask()
         listener.shutdown(socket.SHUT_RDWR)
-    thread.join()
+    thread.join(PATIENCE)
 
 
 def test_the_driver_never_retries(new_client: NewClient, new_server: Callable[..., Server]) -> None:
@@ -355,23 +354,21 @@ async def test_a_loop_has_so_many_connections_and_no_more(proxy: Proxy) -> None:
 
 
 def test_waiting_can_be_interrupted(valkey: Server) -> None:
-    asked = engine(valkey.url, timeout=60)
+    asked = engine(valkey.url, timeout=1000)
     transport = asked.transport()
     failed: list[BaseException] = []
 
     def wait() -> None:
         try:
-            run(asked.wait(NOWHERE, 30), transport.request)
+            run(asked.wait(NOWHERE, 80), transport.request)
         except BaseException as error:
             failed.append(error)
 
     thread = threading.Thread(target=wait)
     thread.start()
-    began = time.monotonic()
     while thread.is_alive():
         transport.interrupt()
         thread.join(0.005)
-    assert time.monotonic() - began < 15
     assert [type(error) for error in failed] == [Unavailable]
     assert run(asked.commit(WRITE, NOWHERE), transport.request).revisions == (1,)
     transport.interrupt()
@@ -382,26 +379,13 @@ def test_waiting_can_be_interrupted(valkey: Server) -> None:
 # -- loops and processes -----------------------------------------------------------------------------------------------
 
 
-def run_python(code: str, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", code, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=30,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
-
-
 LOOPS = """
-import asyncio, sys, gc
+import asyncio, gc, sys
 from stigmergy.providers.redis import RedisStore
 
 store = RedisStore(sys.argv[1], namespace=sys.argv[2])
 
 async def use(n):
-    asyncio.get_running_loop().slow_callback_duration = 60
     await asyncio.gather(*(store.aio.set(str(i), i) for i in range(n)))
 
 for _ in range(3):
@@ -414,7 +398,7 @@ store.close()
 
 
 def test_loops_that_end_leave_nothing_open(valkey: Server) -> None:
-    assert run_python(LOOPS, valkey.url, uuid4().hex) == "3\n"
+    assert run_python(LOOPS, valkey.url, uuid4().hex) == 3
 
 
 def test_a_loop_that_was_closed_without_a_word_does_no_harm(valkey: Server) -> None:
@@ -472,10 +456,10 @@ store = RedisStore(sys.argv[1], namespace=sys.argv[2])
 store.set("a", 1)
 child = os.fork()
 if child == 0:
-    for _ in range(100):
+    for _ in range(40):
         store.update("a", lambda n: n + 1)
     os._exit(0)
-for _ in range(100):
+for _ in range(40):
     store.update("a", lambda n: n + 1)
 assert os.waitpid(child, 0)[1] == 0
 print(store.get("a"))
@@ -485,7 +469,7 @@ store.close()
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_child_process_has_connections_of_its_own(valkey: Server) -> None:
-    assert run_python(FORK, valkey.url, uuid4().hex) == "201\n"
+    assert run_python(FORK, valkey.url, uuid4().hex) == 81
 
 
 # -- what a URL says ---------------------------------------------------------------------------------------------------

@@ -16,18 +16,18 @@ import pytest
 
 import servers
 from proxy import Blackhole, Cut, Delay, Dribble, HalfClose, Mode, Pass, Proxy, Reset, Stall
-from servers import REDIS62, VALKEY, Engine, PortTaken, Server, ServerFailed, started
+from servers import VALKEY, Engine, PortTaken, Server, ServerFailed, on_every_engine, started
 
 pytest_plugins = ["pytester"]
 
 NewServer = Callable[..., Server]
 PONG = b"+PONG\r\n"
-
-every_engine = pytest.mark.parametrize("engine", [VALKEY, REDIS62], ids=lambda engine: engine.name)
+PATIENCE = 60
+"""Seconds until what does not come has failed."""
 
 
 def connect(port: int) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", port), timeout=5)
+    return socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
 
 
 def ask(port: int, command: bytes) -> bytes:
@@ -73,10 +73,10 @@ def test_the_servers_of_the_session_are_what_they_are_called(
 def test_each_url_leads_to_a_server(redis_url: str) -> None:
     url = urlsplit(redis_url)
 
-    socket.create_connection((url.hostname, url.port or 6379), timeout=5).close()
+    socket.create_connection((url.hostname, url.port or 6379), timeout=PATIENCE).close()
 
 
-@every_engine
+@on_every_engine
 def test_a_server_keeps_its_port_but_no_data_over_a_stop_and_a_kill(new_server: NewServer, engine: Engine) -> None:
     server = new_server(engine)
     port = server.port
@@ -92,7 +92,7 @@ def test_a_server_keeps_its_port_but_no_data_over_a_stop_and_a_kill(new_server: 
         assert ask(port, b"GET a") == b"$-1\r\n"
 
 
-@every_engine
+@on_every_engine
 def test_what_an_appendonly_server_has_acknowledged_outlives_a_kill(new_server: NewServer, engine: Engine) -> None:
     server = new_server(engine, appendonly=True)
     with connect(server.port) as client:
@@ -105,7 +105,7 @@ def test_what_an_appendonly_server_has_acknowledged_outlives_a_kill(new_server: 
     assert ask(server.port, b"INCR a") == b":101\r\n"
 
 
-@every_engine
+@on_every_engine
 def test_a_server_that_saves_keeps_its_data_over_a_restart(new_server: NewServer, engine: Engine) -> None:
     server = new_server(engine, save="3600 1")
     ask(server.port, b"INCR a")
@@ -152,7 +152,6 @@ def test_a_server_ends_with_the_process_that_started_it_even_if_that_is_killed(v
         with connect(int(starter.stdout.readline())) as client:
             assert ask_on(client, b"PING") == PONG
             starter.kill()
-            starter.wait()
 
             assert client.recv(1) == b""
 
@@ -161,7 +160,7 @@ def test_a_server_outlives_the_thread_that_started_it(new_server: NewServer) -> 
     server = new_server(VALKEY)
     thread = threading.Thread(target=server.restart)
     thread.start()
-    thread.join()
+    thread.join(PATIENCE)
 
     assert ask(server.port, b"PING") == PONG
 
@@ -226,11 +225,16 @@ def test_what_does_not_start_fails_in_ci(valkey: Server, tmp_path: Path, monkeyp
         started(Server(VALKEY, tmp_path, options={"maxmemory": "much"}))
 
 
+@pytest.mark.parametrize("options", [(), pytest.param(("-n", "2"), marks=pytest.mark.slow)], ids=["here", "-n 2"])
 def test_the_end_of_a_run_says_what_was_not_exercised(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
     monkeypatch.delenv("CI", raising=False)
-    pytester.makeconftest("from servers import not_exercised, pytest_terminal_summary")
+    pytester.makeconftest(f"""
+        import sys
+        sys.path.append({str(Path(__file__).parent)!r})  # of the other processes of pytest-xdist, too
+        from servers import not_exercised, pytest_terminal_summary
+    """)
     pytester.makepyfile("""
         import pytest
         from servers import not_exercised
@@ -240,7 +244,7 @@ def test_the_end_of_a_run_says_what_was_not_exercised(
             not_exercised("Nowhere 1", "it is (not) there")
     """)
 
-    result = pytester.runpytest_inprocess("-p", "no:cacheprovider")
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", *options)
 
     result.stdout.fnmatch_lines(["*= not exercised =*", "Nowhere 1 (it is (not) there): 2 tests skipped"])
 
@@ -264,13 +268,13 @@ def client(proxy: Proxy) -> Iterator[socket.socket]:
 
 def is_silent(client: socket.socket) -> bool:
     """Whether nothing comes for a while, nor the end."""
-    client.settimeout(0.05)
+    client.settimeout(0.02)
     try:
         client.recv(1)
     except TimeoutError:
         return True
     finally:
-        client.settimeout(5)
+        client.settimeout(PATIENCE)
     return False
 
 
@@ -299,10 +303,10 @@ def test_the_end_of_either_side_is_the_end_of_the_other(proxy: Proxy, client: so
 
 
 def test_a_delay_is_as_long_as_it_was_said(proxy: Proxy, client: socket.socket) -> None:
-    proxy.mode = Delay(0.03, 0.04)
+    proxy.mode = Delay(0.01, 0.02)
     began = time.monotonic()
     assert ask_on(client, b"PING") == PONG
-    assert time.monotonic() - began >= 0.06
+    assert time.monotonic() - began >= 0.02
 
 
 def test_what_is_stalled_goes_on_when_the_mode_changes(proxy: Proxy, client: socket.socket) -> None:
@@ -325,7 +329,7 @@ def test_what_a_client_has_said_in_a_stall_arrives_after_it_has_gone(
     client.sendall(b"LPUSH late 1\r\n")
     client.close()
     with connect(valkey.port) as other:
-        other.sendall(b"BLPOP late 5\r\n")
+        other.sendall(b"BLPOP late 60\r\n")
         assert is_silent(other)
 
         proxy.mode = Pass()
@@ -376,7 +380,7 @@ def test_a_half_closed_connection_takes_commands_but_gives_no_answers(
         for number, each in enumerate((client, other)):
             assert each.recv(1) == b""
             each.sendall(b"LPUSH half %d\r\n" % number)
-            blocked.sendall(b"BLPOP half 5\r\n")
+            blocked.sendall(b"BLPOP half 60\r\n")
             assert receive(blocked, until=b"$1\r\n%d\r\n" % number)
 
 
@@ -419,12 +423,14 @@ def test_what_was_asked_is_done_when_its_answer_is_cut(proxy: Proxy, client: soc
 def test_bytes_dribble_one_by_one(proxy: Proxy, client: socket.socket) -> None:
     proxy.mode = Dribble()
     pieces = []
-    for _ in range(100):
+    for asked in range(1, 10_000):
         client.sendall(b"PING\r\n")
         pieces += pieces_until(client, b"\r\n")
+        if len(pieces) > asked + 50:  # the system may put some together
+            break
 
-    assert b"".join(pieces) == PONG * 100
-    assert len(pieces) > 150  # the system may put some together
+    assert len(pieces) > asked + 50
+    assert b"".join(pieces) == PONG * asked
 
 
 def test_all_connections_are_dropped_by_a_reset_at_both_ends(
@@ -458,7 +464,7 @@ def test_a_target_that_is_down_resets_its_clients(new_server: NewServer) -> None
         assert ask(proxy.port, b"PING") == PONG
 
 
-@pytest.mark.parametrize("mode", [Pass(), Delay(60, 60), Stall(), Blackhole(), HalfClose()], ids=repr)
+@pytest.mark.parametrize("mode", [Pass(), Delay(600, 600), Stall(), Blackhole(), HalfClose()], ids=repr)
 def test_a_proxy_that_closes_leaves_nothing(valkey: Server, mode: Mode) -> None:
     before = set(threading.enumerate())
     with Proxy(valkey.port) as proxy, connect(proxy.port) as client:
@@ -466,11 +472,9 @@ def test_a_proxy_that_closes_leaves_nothing(valkey: Server, mode: Mode) -> None:
         proxy.mode = mode
         client.sendall(b"PING\r\n")
         connect(proxy.port).close()
-        began = time.monotonic()
 
         proxy.close()
 
-        assert time.monotonic() - began < 8  # it waits ten for its thread
         with pytest.raises(ConnectionRefusedError):
             connect(proxy.port)
     assert not set(threading.enumerate()) - before
