@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 
-from processes import Child, Link, Start
+from processes import PATIENCE, Child, Link, Start
 from stigmergy import open_store
 from stigmergy.testing.history import Client, Invocation, overlap
 from stigmergy.testing.linearizability import check_linearizable, check_revisions
@@ -49,14 +49,17 @@ def record(link: Link, url: str, clients: list[int], calls: int, seed: str) -> N
     link.say(history)
 
 
-def test_clients_in_four_processes_see_one_order_of_all_that_happens(url: str, start: Start, seed: str) -> None:
-    children = [start(record, url, [2 * number, 2 * number + 1], 250, seed) for number in range(4)]
+@pytest.mark.parametrize("calls", [100, pytest.param(500, marks=pytest.mark.slow)])
+def test_clients_in_four_processes_see_one_order_of_all_that_happens(
+    url: str, start: Start, calls: int, seed: str
+) -> None:
+    children = [start(record, url, [2 * number, 2 * number + 1], calls, seed) for number in range(4)]
     begin_together(children)
 
     # The clock of the histories is CLOCK_MONOTONIC, which all processes share.
     history = [invocation for child in children for invocation in child.hear()]
 
-    assert overlap(history) >= 0.5
+    assert overlap(history) > 0.1
     assert check_linearizable(history) == []
     assert check_revisions(history) == []
 
@@ -74,7 +77,7 @@ def test_a_change_of_another_process_arrives(url: str, start: Start) -> None:
         for _ in range(20):
             child.say("a")
             revision = child.hear()
-            for change in (watch.get(timeout=10), state.get(timeout=10)):
+            for change in (watch.get(timeout=PATIENCE), state.get(timeout=PATIENCE)):
                 assert (change.key, change.value, change.revision) == ("a", {"by": "another process"}, revision)
         child.say(None)
         assert child.join() == 0
@@ -94,7 +97,7 @@ def test_what_one_process_wrote_another_one_reads_at_once(url: str, start: Start
 def wait_for_a_signal(link: Link, url: str) -> None:
     with open_store(url) as store, store.watch("a") as watch:
         store.set("a", 1)
-        watch.get(timeout=10)  # so whatever watches the place in the background has begun
+        watch.get(timeout=PATIENCE)  # so whatever watches the place in the background has begun
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         link.say("ready")
         link.hear()

@@ -16,16 +16,17 @@ import sqlite3
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from processes import Link, Start, eventually
+from processes import PATIENCE, Link, Start, eventually
 from servers import Server
 from stigmergy import Change, Compacted, MemoryStore, Op, OpenWatch, Set, Store, Unavailable, Watch
 from stigmergy.codec import JSON
@@ -35,7 +36,6 @@ from stigmergy.providers._log import Past
 from stigmergy.providers.sqlite import SQLiteStore
 from test_strikes import interrupt, places_in, strike
 
-PATIENCE = 10.0
 BEYOND_HISTORY = 300
 """Commits after which a log of 100 has forgotten what was before them."""
 
@@ -64,7 +64,7 @@ def held(store: SQLiteStore) -> Iterator[Callable[[], None]]:
 
     reader._read = wait_and_read
     try:
-        eventually(lambda: (store._transport.interrupt(), came.is_set())[1], PATIENCE)
+        eventually(lambda: (store._transport.interrupt(), came.is_set())[1])
         yield release
     finally:
         release()
@@ -143,7 +143,7 @@ def test_a_gap_while_a_watch_is_being_opened_is_told_or_bridged(
             def forget_what_it_begins_with() -> None:
                 head = write_beyond_history(other, "a")
                 release()
-                eventually(lambda: store._hub.revision >= head, PATIENCE)
+                eventually(lambda: store._hub.revision >= head)
 
             bookmark = other.scan().bookmark
             when_its_past_is_fetched(store, monkeypatch, forget_what_it_begins_with)
@@ -153,7 +153,7 @@ def test_a_gap_while_a_watch_is_being_opened_is_told_or_bridged(
             else:
                 state: dict[str, Any] = {}
                 watch = store.observe("a")
-                eventually(lambda: converges(watch, state, lambda: values(other)), PATIENCE)
+                eventually(lambda: converges(watch, state, lambda: values(other)))
                 other.set("a", "after")
                 assert watch.get(timeout=PATIENCE).value == "after"
         keep.close()
@@ -175,7 +175,7 @@ def test_an_observer_that_joins_between_the_look_for_observers_and_the_restart_c
         emptied(path)
         with SQLiteStore(path) as other:
             other.set("a", "second life")
-        eventually(lambda: (store._transport.interrupt(), looked.is_set())[1], PATIENCE)
+        eventually(lambda: (store._transport.interrupt(), looked.is_set())[1])
 
     with SQLiteStore(path) as store:
         store.commit(Set("a", "first life"), Set("gone", "first life"))
@@ -187,7 +187,7 @@ def test_an_observer_that_joins_between_the_look_for_observers_and_the_restart_c
         finally:
             go.set()
 
-        eventually(lambda: converges(watch, state, lambda: values(store)), PATIENCE)
+        eventually(lambda: converges(watch, state, lambda: values(store)))
         assert state == {"a": "second life"}
         keep.close()
 
@@ -253,13 +253,13 @@ def test_wherever_an_interrupt_strikes_the_opening_of_a_watch_nothing_is_left_of
             return not watched(store) and readers.alive == 0
 
         open_and_drop()
-        eventually(nothing_is_left, 5)
+        eventually(nothing_is_left)
         for place in places_in(open_and_drop):
-            eventually(nothing_is_left, 5)  # so that a reader is started again
+            eventually(nothing_is_left)  # so that a reader is started again
             with suppress(KeyboardInterrupt):
                 strike(open_and_drop, place, interrupt)
             gc.collect(0)
-        eventually(nothing_is_left, 5)
+        eventually(nothing_is_left)
 
         watch = store.watch("a")
         revisions = [store.set("a", number) for number in range(20)]
@@ -289,7 +289,7 @@ def test_an_interrupt_while_the_reader_is_started_makes_no_second_one(
         watch = store.watch("a")
         go.set()
 
-        assert ended.wait(5)
+        assert ended.wait(PATIENCE)
         revisions = [other.set("a", number) for number in range(20)]
         assert [watch.get(timeout=PATIENCE).revision for _ in revisions] == revisions
 
@@ -316,7 +316,7 @@ def open_a_watch_and_fork(link: Link, path: Path) -> None:
     assert opening.wait(PATIENCE)
     child = os.fork()
     if child == 0:
-        signal.alarm(30)
+        signal.alarm(int(PATIENCE))
         os._exit(0 if asyncio.run(read("a", watched=False)) == "nothing" else 1)
     status = os.waitpid(child, 0)[1]
     go.set()
@@ -340,7 +340,7 @@ def test_a_reader_that_notices_first_that_all_is_gone_goes_on_above_what_its_pro
         with held(store):
             seen = [store.set("a", "first life") for _ in range(50)][-1]
             emptied(path)
-        eventually(lambda: (store._transport.interrupt(), store._hub.epoch != first_life)[1], PATIENCE)
+        eventually(lambda: (store._transport.interrupt(), store._hub.epoch != first_life)[1])
 
         with SQLiteStore(path) as other:
             assert other.set("a", "second life") > seen
@@ -366,7 +366,7 @@ def test_a_hole_in_the_log_ends_watches_and_the_reader_goes_on_behind_it(
                 store.set("a", number)
             sql(path, "DELETE FROM log WHERE revision BETWEEN 4 AND 6")
         compacted(watch)
-        eventually(lambda: converges(observer, state, lambda: values(store)), PATIENCE)
+        eventually(lambda: converges(observer, state, lambda: values(store)))
 
         restarted: list[object] = []
         restart = Hub.restart
@@ -391,10 +391,10 @@ def test_the_reader_rests_when_nobody_watches_although_others_write_on(
         watch = store.watch("a")
         assert readers.alive == 1
         monkeypatch.setattr(store._log.engine, "log", log_with_more_in_it)
-        eventually(lambda: (other.set("b", 1), looked.is_set())[1], PATIENCE)
+        eventually(lambda: (other.set("b", 1), looked.is_set())[1])
         watch.close()
 
-        eventually(lambda: (other.set("b", 1), readers.alive == 0)[1], 5)
+        eventually(lambda: (other.set("b", 1), readers.alive == 0)[1])
 
 
 def test_what_is_gone_after_a_gap_is_told_in_the_order_of_keys(path: Path) -> None:
@@ -407,7 +407,7 @@ def test_what_is_gone_after_a_gap_is_told_in_the_order_of_keys(path: Path) -> No
             for key in reversed(keys):
                 other.delete(key)
             head = write_beyond_history(other, "other")
-        eventually(lambda: watch.revision >= head or store._hub.revision >= head, PATIENCE)
+        eventually(lambda: watch.revision >= head or store._hub.revision >= head)
 
         assert [change.key for change in drained(watch) if change.op is Op.DELETE] == keys
 
@@ -432,9 +432,9 @@ def test_a_logging_filter_that_raises_does_not_silence_the_watches(path: Path, m
         logger.addFilter(raise_instead)
         try:
             monkeypatch.setattr(store._log.engine, "log", log_that_fails_once)
-            eventually(lambda: (store._transport.interrupt(), failed.is_set())[1], PATIENCE)
+            eventually(lambda: (store._transport.interrupt(), failed.is_set())[1])
             revision = other.set("a", 1)
-            assert watch.get(timeout=5).revision == revision
+            assert watch.get(timeout=PATIENCE).revision == revision
         finally:
             logger.removeFilter(raise_instead)
         store.close()
@@ -447,15 +447,15 @@ def test_a_store_is_closed_soon_although_its_reader_hangs(path: Path, monkeypatc
 
     def log_that_hangs(*args: Any) -> Any:
         hangs.set()
-        assert go.wait(PATIENCE)
+        go.wait()
         return log(*args)
 
     monkeypatch.setattr(store._log.engine, "log", log_that_hangs)
-    eventually(lambda: (store._transport.interrupt(), hangs.is_set())[1], PATIENCE)
+    eventually(lambda: (store._transport.interrupt(), hangs.is_set())[1])
     closer = threading.Thread(target=store.close)
     closer.start()
     try:
-        closer.join(5)
+        closer.join(PATIENCE)
         assert not closer.is_alive()
         assert list(watch) == []
     finally:
@@ -503,7 +503,7 @@ def test_what_a_signal_handler_lets_escape_leaves_no_connection_in_a_transaction
                 refused += 1
             assert not any(connection.in_transaction for connection in store._transport._idle), place
         assert refused
-        with SQLiteStore(path, timeout=0.5) as other:
+        with SQLiteStore(path, timeout=PATIENCE) as other:
             other.set("a", 2)
 
 
@@ -581,21 +581,23 @@ def test_an_option_beyond_what_an_engine_can_count_to_is_as_much_as_it_can(new_s
         for number in range(1, 130):
             assert store.set("a", number) == number
         watch = store.watch("a", since=0)
-        assert [watch.get(10).revision for _ in range(129)] == list(range(1, 130))
+        assert [watch.get(PATIENCE).revision for _ in range(129)] == list(range(1, 130))
 
 
 def test_a_long_timeout_waits_for_others_who_write(path: Path) -> None:
     with SQLiteStore(path, timeout=1e300) as store, closing(sqlite3.connect(path, isolation_level=None)) as other:
         store.set("a", 1)
         other.execute("BEGIN IMMEDIATE")
-        done = SimpleQueue[int]()
-        writer = threading.Thread(target=lambda: done.put(store.set("a", 2)))
-        writer.start()
-        with pytest.raises(Empty):
-            done.get(timeout=0.3)
-        other.execute("ROLLBACK")
-        assert done.get(timeout=PATIENCE) == 2
-        writer.join()
+        with ThreadPoolExecutor(1) as writer:
+            written = writer.submit(store.set, "a", 2)
+            eventually(lambda: written.done() or is_being_written())
+            other.execute("ROLLBACK")
+            assert written.result(PATIENCE) == 2
+
+
+def is_being_written() -> bool:
+    """Whether a thread is in a transaction that writes, or waits for its turn."""
+    return _sqlite_file.File._write.__code__ in {frame.f_code for frame in sys._current_frames().values()}
 
 
 @pytest.fixture

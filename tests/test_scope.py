@@ -87,7 +87,7 @@ async def test_watches_and_bookmarks_of_a_scope_speak_of_its_keys(store: Any, co
     resumed = handle.watch("k", since=bookmark).get_nowait()
     assert resumed is not None
     assert (resumed.key, resumed.value) == ("k", 2)
-    assert handle.wait_for("k", lambda value: value == 2, timeout=5).revision == 4
+    assert handle.wait_for("k", lambda value: value == 2, timeout=60).revision == 4
 
 
 @pytest.mark.parametrize("between", [lambda store: store, lambda store: acting_as(store, "w")])
@@ -192,19 +192,21 @@ HOSTILE = list(dict.fromkeys("".join(parts) for n in (1, 2) for parts in itertoo
 HOSTILE += ["", "*", "?", "\x00", "\x85", "\ud83d"]
 
 
-def test_hostile_names_meet_only_where_one_scope_lies_inside_the_other() -> None:
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
+def test_hostile_names_meet_only_where_one_scope_lies_inside_the_other(every: int) -> None:
     assert len(HOSTILE) == len(set(HOSTILE)) == 200
+    names = [*HOSTILE[:16], *HOSTILE[16::every]]
     with MemoryStore(history=0) as root:
         owner: dict[str, tuple[str, str]] = {}
         refused = 0
-        for scope, key in itertools.product(HOSTILE, HOSTILE):
+        for scope, key in itertools.product(names, names):
             try:
                 scoped(root, scope).set(key, [scope, key], if_revision=0)
             except InvalidKey:
                 refused += 1
                 continue
             owner[f"{scope}:{key}"] = scope, key
-        assert refused > 1000
+        assert refused > len(names) ** 2 / 40
         assert len(owner) == len(root.scan()), "two pairs met"
         for scope in {scope for scope, _ in owner.values()}:
             seen = {key: entry.value for key, entry in scoped(root, scope).scan().items()}
