@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from stigmergy.aio import AsyncStore
+from stigmergy.errors import StoreClosed
 from stigmergy.model import Change
 from stigmergy.store import Store
 from stigmergy.testing.clock import HANG_TIMEOUT
@@ -28,6 +29,8 @@ class Colour:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self._faces: list[Any] = []
+        """Of the stores that `stores` made."""
 
     def __repr__(self) -> str:
         return self.name
@@ -40,13 +43,23 @@ class Colour:
         def new(**options: Any) -> Any:
             store = make(**options)
             made.append(store.sync if isinstance(store, AsyncStore) else store)
-            return self.face(store)
+            self._faces.append(self.face(store))
+            return self._faces[-1]
 
         try:
             yield new
         finally:
+            self._faces.clear()
             for store in made:
                 store.close()
+
+    async def revision(self) -> int:
+        """The latest revision that an open one of those stores has."""
+        latest = 0
+        for face in self._faces:
+            with suppress(StoreClosed):
+                latest = max(latest, (await face.scan(limit=1)).revision)
+        return latest
 
     def face(self, store: Store | AsyncStore) -> Any:
         """`store` with methods to await, whichever colour it has."""

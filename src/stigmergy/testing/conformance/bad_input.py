@@ -15,7 +15,7 @@ from stigmergy.errors import Compacted, InvalidKey, RevisionConflict, StateError
 from stigmergy.flow import GetEntry
 from stigmergy.model import Check, Delete, Entry, Set
 from stigmergy.testing.colour import Colour
-from stigmergy.testing.conformance.transcript import refused, revisions, take, unchanged
+from stigmergy.testing.conformance.transcript import refused, revisions, take, take_one, unchanged
 
 __all__ = ["BadInput"]
 
@@ -98,7 +98,7 @@ class BadInput:
         await store.set("a", 1)
 
         assert list(await store.scan("")) == list(await store.scan(after="")) == ["a"]
-        assert [(await colour.get(watch)).key for watch in watches] == ["a", "a"]
+        assert [(await take_one(colour, watch)).key for watch in watches] == ["a", "a"]
 
     @plans
     async def test_a_key_of_a_subclass_of_str_is_taken_as_its_plain_str(
@@ -112,7 +112,7 @@ class BadInput:
         await store.set("last", 0)
 
         seen = [*await store.scan()]
-        while (change := await colour.get(watch)).key != "last":
+        while (change := await take_one(colour, watch)).key != "last":
             seen.append(change.key)
         assert {type(each) for each in seen} == {str}
         assert set(seen) == {"plan", "b", "last"}

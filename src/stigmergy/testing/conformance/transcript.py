@@ -1,8 +1,8 @@
 """The phrases that the laws are told in, so that each reads like a transcript.
 
 A store may tell its watches of a write a little after the write has returned. So a law takes as many changes as it
-expects, waiting for each; where it must not read yet, it waits until everything was `heard`; and that nothing else came
-is shown by what comes next.
+expects, waiting for each that can still come. Where it must not read yet, it waits until everything was `heard`; and
+that nothing else came is shown by what comes next.
 """
 
 from __future__ import annotations
@@ -15,10 +15,14 @@ import pytest
 
 from stigmergy.errors import WatchClosed
 from stigmergy.model import Change
+from stigmergy.testing.clock import HANG_TIMEOUT
 from stigmergy.testing.colour import Colour
 from stigmergy.watch import Watch
 
-__all__ = ["heard", "needs", "refused", "rest", "revisions", "take", "unchanged"]
+__all__ = ["heard", "needs", "refused", "rest", "revisions", "take", "take_one", "unchanged"]
+
+ASK_EVERY = 1.0
+"""Seconds between two looks whether a change can still come; what the looks find does not depend on it."""
 
 
 def needs(store: Any, *capabilities: str) -> None:
@@ -29,8 +33,25 @@ def needs(store: Any, *capabilities: str) -> None:
 
 
 async def take(colour: Colour, watch: Watch, count: int) -> list[Change]:
-    """The next `count` changes."""
-    return [await colour.get(watch) for _ in range(count)]
+    """The next `count` changes, of writes that have returned."""
+    return [await take_one(colour, watch) for _ in range(count)]
+
+
+async def take_one(colour: Colour, watch: Watch) -> Change:
+    """The next change, of a write that has returned.
+
+    Where none comes at once, the watch is asked up to which revision it has delivered all. If that is the present one,
+    and there still is no change, it was lost, and the test ends without waiting for the limit.
+    """
+    for _ in range(round(HANG_TIMEOUT / ASK_EVERY)):
+        with suppress(TimeoutError):
+            return await colour.get(watch, ASK_EVERY)
+        present = await colour.revision()
+        if watch.revision >= present:
+            change = watch.get_nowait()
+            assert change is not None, f"the watch lost a change: it says that it has delivered all up to {present}"
+            return change
+    raise TimeoutError("the watch was not told of every write")
 
 
 async def rest(colour: Colour, watch: Watch) -> list[Change]:
@@ -49,7 +70,7 @@ async def heard(store: Any, colour: Colour) -> None:
     """
     async with _opened(store.watch("~")) as watch:
         await store.set("~", None)
-        await colour.get(watch)
+        await take_one(colour, watch)
 
 
 async def refused(error: type[Exception], *asks: Callable[[], Any], match: str | None = None) -> None:
@@ -81,8 +102,8 @@ async def unchanged(store: Any, colour: Colour) -> AsyncIterator[None]:
     assert (after.revision, after.bookmark) == (before.revision, before.bookmark)
     assert dict(after) == dict(before)
     assert await store.set("a", 2) == before.revision + 1
-    assert (await colour.get(every)).revision == before.revision + 1
-    assert (await colour.get(latest)).revision == before.revision + 1
+    assert (await take_one(colour, every)).revision == before.revision + 1
+    assert (await take_one(colour, latest)).revision == before.revision + 1
 
 
 @asynccontextmanager

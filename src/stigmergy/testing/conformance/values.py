@@ -16,7 +16,7 @@ import pytest
 from stigmergy.errors import InvalidKey, InvalidValue
 from stigmergy.model import Set
 from stigmergy.testing.colour import Colour
-from stigmergy.testing.conformance.transcript import needs, refused, take, unchanged
+from stigmergy.testing.conformance.transcript import needs, refused, take, take_one, unchanged
 
 __all__ = ["Values"]
 
@@ -191,8 +191,8 @@ class Values:
             snapshot["a"].value,
             (await store.scan())["a"].value,
             (await store.get_many(["a"]))["a"],
-            (await colour.get(watch)).value,
-            (await colour.get(latest)).value,
+            (await take_one(colour, watch)).value,
+            (await take_one(colour, latest)).value,
         ):
             assert copy == {"list": [1], "dict": {"a": {}}}
             copy["list"].append(3)
@@ -233,10 +233,10 @@ class Values:
         await store.commit(Set("a", 1, meta=meta))
         meta["trace"] = "2"
         (await store.get_entry("a")).meta["trace"] = "3"
-        (await colour.get(one)).meta["trace"] = "4"  # type: ignore[index]
+        (await take_one(colour, one)).meta["trace"] = "4"  # type: ignore[index]
 
         assert (await store.get_entry("a")).meta == {"trace": "1"}
-        assert (await colour.get(other)).meta == {"trace": "1"}
+        assert (await take_one(colour, other)).meta == {"trace": "1"}
 
     # -- keys ----------------------------------------------------------------------------------------------------------
 
@@ -254,7 +254,7 @@ class Values:
             assert await store.get(key) == number
             assert list(await store.scan(keys=[key])) == [key]
             assert list(await store.scan(key)) == sorted(each for each in keys if each.startswith(key))
-            assert (await colour.get(watches[key])).value == number
+            assert (await take_one(colour, watches[key])).value == number
             under = [each for each in keys if each.startswith(key)]
             assert [change.key for change in await take(colour, below[key], len(under))] == under
         assert list(await store.scan()) == sorted(keys)

@@ -10,7 +10,7 @@ import pytest
 from stigmergy.errors import Compacted, Lagged, WatchClosed
 from stigmergy.model import Change, Delete, Op, Set
 from stigmergy.testing.colour import Colour
-from stigmergy.testing.conformance.transcript import heard, needs, refused, rest, revisions, take
+from stigmergy.testing.conformance.transcript import heard, needs, refused, rest, revisions, take, take_one
 
 __all__ = ["Watches"]
 
@@ -128,7 +128,7 @@ class Watches:
         await heard(store, colour)
 
         with pytest.raises(Lagged) as lagged:
-            await colour.get(watch)
+            await take_one(colour, watch)
 
         assert lagged.value.missed == 3
         assert [(change.value, change.missed) for change in await colour.drain(watch)] == [(3, 0), (4, 0)]
@@ -230,7 +230,7 @@ class Watches:
                 await store.watch("a", since=since)
         watch = await store.watch("a", since=revision)
         await store.set("a", 3)
-        assert (await colour.get(watch)).value == 3
+        assert (await take_one(colour, watch)).value == 3
 
     async def test_the_future_is_compacted(self, store: Any, colour: Colour) -> None:
         await store.set("a", 1)
@@ -264,7 +264,7 @@ class Watches:
         for read in range(10):
             resumed = await store.watch("a", since=watch.bookmark)
             assert revisions(await take(colour, resumed, 10 - read)) == odd[read:]
-            assert (await colour.get(watch)).revision == odd[read]
+            assert (await take_one(colour, watch)).revision == odd[read]
         await store.set("a", 20)
 
         resumed = await store.watch("a", since=watch.bookmark)
@@ -314,9 +314,9 @@ class Watches:
         watch.close()
         await store.set("a", 2)
 
-        assert (await colour.get(watch)).value == 1
+        assert (await take_one(colour, watch)).value == 1
         with pytest.raises(WatchClosed):
-            await colour.get(watch)
+            await take_one(colour, watch)
         with pytest.raises(WatchClosed):
             watch.get_nowait()
         assert await colour.all(watch) == []
