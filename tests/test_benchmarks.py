@@ -21,6 +21,7 @@ from benchmarks.rows import ROWS, Result, chosen, measured
 from benchmarks.table import as_data, as_text, machine
 
 import stigmergy
+from processes import PATIENCE
 from servers import VALKEY, not_exercised
 
 ROOT = Path(__file__).parent.parent
@@ -29,7 +30,7 @@ NAMES = [row.name for row in ROWS]
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, check=False, encoding="utf-8", timeout=50)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, check=False, encoding="utf-8", timeout=PATIENCE)
 
 
 def without_peers(row: Row) -> Row:

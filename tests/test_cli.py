@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from threading import Thread
 
 import pytest
 
+from processes import PATIENCE
+from stigmergy import cli
 from stigmergy.cli import main
+
+on_posix = pytest.mark.skipif(os.name != "posix", reason="signals and pipes are those of POSIX here")
 
 
 def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "error", "-m", "stigmergy", *arguments]
-    return subprocess.run(command, capture_output=True, check=False, encoding="utf-8", timeout=30, **options)  # type: ignore[call-overload, no-any-return]
+    return subprocess.run(command, capture_output=True, check=False, encoding="utf-8", timeout=PATIENCE, **options)  # type: ignore[call-overload, no-any-return]
 
 
 def test_version_is_that_of_the_package() -> None:
@@ -32,17 +38,17 @@ def test_the_installed_script_is_the_same_program() -> None:
     if script is None:
         pytest.skip("the package is not installed with its script")
 
-    done = subprocess.run([script, "--version"], capture_output=True, check=True, encoding="utf-8", timeout=30)
+    done = subprocess.run([script, "--version"], capture_output=True, check=True, encoding="utf-8", timeout=PATIENCE)
 
     assert done.stdout == run("--version").stdout
 
 
-def test_without_a_command_it_prints_its_help_and_fails() -> None:
-    done = run()
+def test_without_a_command_it_prints_its_help_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
 
-    assert done.returncode == 2
-    assert done.stdout.startswith("usage: stigmergy ")
-    assert "demo" in done.stdout
+    output = capsys.readouterr().out
+    assert output.startswith("usage: stigmergy ")
+    assert "demo" in output
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "many", "", "1.5", "257", "\x1b[31m"])
@@ -57,8 +63,11 @@ def test_a_number_that_is_none_is_a_usage_error(option: str, number: str, capsys
     assert line.isprintable()
 
 
-def test_the_help_says_what_becomes_of_the_store() -> None:
-    text = " ".join(run("demo", "--help").stdout.split())
+def test_the_help_says_what_becomes_of_the_store(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["demo", "--help"])
+
+    text = " ".join(capsys.readouterr().out.split())
 
     assert "--store URL" in text
     assert "their keys are removed in the end" in text
@@ -76,7 +85,7 @@ def test_an_unknown_command_is_a_usage_error() -> None:
 def test_only_the_demo_imports_the_demo() -> None:
     program = "import sys; from stigmergy.cli import main; main(['--version']); print(*sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, check=True, encoding="utf-8", timeout=30
+        [sys.executable, "-c", program], capture_output=True, check=True, encoding="utf-8", timeout=PATIENCE
     )
 
     modules = done.stdout.split()
@@ -91,22 +100,72 @@ def test_main_leaves_the_signals_of_its_host_alone(capsys: pytest.CaptureFixture
     assert main(["--version"]) == 0
 
     assert signal.getsignal(signal.SIGINT) is before
+    assert os.name != "posix" or not is_sigint_blocked()
     assert capsys.readouterr().out.startswith("stigmergy ")
 
 
 def test_main_runs_in_any_thread(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.txt").write_text("one two", encoding="ascii")
     statuses: list[int] = []
-    thread = Thread(target=lambda: statuses.append(main(["demo", str(tmp_path)])))
+    thread = Thread(target=lambda: statuses.append(main(["demo", str(tmp_path)])), daemon=True)
 
     thread.start()
-    thread.join()
+    thread.join(PATIENCE)
 
     assert statuses == [0]
     assert "words: 2\n" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(os.name != "posix", reason="pipes break otherwise elsewhere")
+@pytest.fixture
+def ctrl_c_raises() -> Iterator[None]:
+    """What a program begins with: Ctrl-C raises `KeyboardInterrupt`. A signal that is still blocked then is dropped."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.signal(signal.SIGINT, before)
+
+
+def is_sigint_blocked() -> bool:
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+@on_posix
+@pytest.mark.usefixtures("ctrl_c_raises")
+def test_the_first_ctrl_c_blocks_all_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cleaning_up: list[bool] = []
+
+    def work(_: object) -> int:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            cleaning_up.append(is_sigint_blocked())
+            signal.raise_signal(signal.SIGINT)
+        return 0
+
+    monkeypatch.setattr(cli, "_dispatch", work)
+
+    assert main([]) == 130
+    assert cleaning_up == [True]
+    assert is_sigint_blocked()
+    assert capsys.readouterr().err == "stigmergy: interrupted\n"
+
+
+@on_posix
+@pytest.mark.usefixtures("ctrl_c_raises")
+def test_ctrl_c_does_not_disturb_the_end_of_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["stigmergy", "--version"])
+
+    status = main()
+    gc.unfreeze()
+
+    assert status == 0
+    assert is_sigint_blocked()
+
+
+@on_posix
 @pytest.mark.parametrize("arguments", [["demo", "."], ["--help"]])
 def test_it_ends_quietly_when_nobody_reads_its_output(arguments: list[str], tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one two", encoding="ascii")
@@ -115,7 +174,9 @@ def test_it_ends_quietly_when_nobody_reads_its_output(arguments: list[str], tmp_
     command = [sys.executable, "-m", "stigmergy", *arguments]
 
     with open(writer, "wb") as nobody:
-        done = subprocess.run(command, stdout=nobody, stderr=subprocess.PIPE, cwd=tmp_path, check=False, timeout=30)
+        done = subprocess.run(
+            command, stdout=nobody, stderr=subprocess.PIPE, cwd=tmp_path, check=False, timeout=PATIENCE
+        )
 
     assert done.stderr == b""
     assert done.returncode == 141 or "demo" not in arguments  # argparse has its own way to be quiet
@@ -127,6 +188,6 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "stigmergy", "demo", str(tmp_path)]
 
     with open("/dev/full", "wb") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False, timeout=30)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False, timeout=PATIENCE)
 
     assert (done.returncode, done.stderr) == (1, b"stigmergy: No space left on device\n")

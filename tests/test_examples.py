@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from processes import PATIENCE
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 # What each prints; word_count.py takes a folder, and has tests of its own.
@@ -52,7 +54,7 @@ PRINTED = {
 def run(name: str, *arguments: str) -> list[str]:
     """The lines that an example prints."""
     command = [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments]
-    done = subprocess.run(command, capture_output=True, check=False, encoding="utf-8", timeout=30)
+    done = subprocess.run(command, capture_output=True, check=False, encoding="utf-8", timeout=PATIENCE)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.splitlines()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import signal
 import sys
@@ -23,14 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `stigmergy` with the arguments `argv`, those of the process by default, and return the exit status.
 
     0: done. 1: the system failed, a full disk, say. 2: cannot be done; as for 1, one line on stderr says why. 130:
-    after Ctrl-C; for what is left of the process further ones are ignored, lest they strike the cleaning up. 141:
-    whoever read the output has gone.
+    after Ctrl-C. 141: the reader of the output has gone. SIGINT stays blocked after the first Ctrl-C, and at the end
+    of a call without `argv`: the process is about to end, and a signal would only disturb that.
     """
     try:
         with _interrupted_once():
             return _run(argv)
     except KeyboardInterrupt:
-        _deafen()
+        _block_sigint()  # the signal may have come before there was a handler
         print("stigmergy: interrupted", file=sys.stderr)
         return 130
     except OSError as error:
@@ -39,6 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 141
         print(f"stigmergy: {error.strerror or error}", file=sys.stderr)
         return 1
+    finally:
+        if argv is None:
+            _block_sigint()
+            gc.freeze()  # else Python searches all that is left for cycles: half a second on a busy machine
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -125,7 +130,7 @@ def _number(most: int, text: str) -> int:
 
 @contextmanager
 def _interrupted_once() -> Iterator[None]:
-    """Let the first Ctrl-C raise `KeyboardInterrupt`, and no other one, unless the host has its own idea of SIGINT."""
+    """Let the first Ctrl-C raise `KeyboardInterrupt`, and block all others, unless the host handles SIGINT itself."""
     ours = (
         threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -134,8 +139,11 @@ def _interrupted_once() -> Iterator[None]:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal interrupted
-        if not interrupted:
-            interrupted = True
+        first, interrupted = not interrupted, True
+        # Blocked at once: a flood of signals would leave no time for anything but their handler. The call itself runs
+        # the handler again for a signal that is pending.
+        _block_sigint()
+        if first:
             raise KeyboardInterrupt
 
     # The handler stays: in place of one that has just been taken away, CPython reports a race, with a traceback.
@@ -148,8 +156,8 @@ def _interrupted_once() -> Iterator[None]:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _deafen() -> None:
-    """Let no Ctrl-C strike the end of the process, where Python gives up its handlers. No other thread hears one."""
+def _block_sigint() -> None:
+    """Block SIGINT in this thread. The demo's other threads have it blocked from their start."""
     if hasattr(signal, "pthread_sigmask"):  # not on Windows
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 

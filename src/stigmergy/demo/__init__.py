@@ -3,7 +3,7 @@
 Each leaves marks in one store, and the marks tell the others what to do:
 
     key              what it says                              left by             followed by
-    task:000001      a file; who claimed it; is it done        planner, workers    workers
+    task:000001      a file to count; who claimed it           planner, workers    workers
     plan             how many tasks, and whether that is all   planner             progress
     worker:NAME      what one worker has done, and is at       that worker         progress
     result:000001    the words of one file                     workers             collector

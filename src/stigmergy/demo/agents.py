@@ -44,6 +44,8 @@ __all__ = [
 
 _PAUSE = 0.05
 _HANDFUL = 50
+_AHEAD = 1000
+"""So many files, and a handful more, may have a task or a result. Removing them takes a fraction of a second."""
 
 
 class Plan(NamedTuple):
@@ -52,9 +54,10 @@ class Plan(NamedTuple):
 
 
 class Task(NamedTuple):
+    """A file to count. Its key is deleted by the commit that sets the result."""
+
     path: str
     owner: str | None = None
-    done: bool = False
 
 
 class Status(NamedTuple):
@@ -107,12 +110,22 @@ def team(workers: int, process: str = "") -> list[str]:
 
 
 def plan(store: Store, folder: str) -> None:
-    """Make a task of each text file, a handful at a time: each commit wakes every worker that waits."""
+    """Make a task of each text file, a handful at a time: each commit wakes every worker that waits.
+
+    The planner stays a limited number of files ahead of the collector. So a run that is interrupted has little to
+    remove, however large the folder is.
+    """
     paths, tasks = text_files(folder), 0
+
+    def is_near(totals: Totals) -> bool:
+        return totals.merged > tasks - _AHEAD
+
     while handful := list(islice(paths, _HANDFUL)):
         numbered = enumerate(handful, tasks + 1)
         tasks += len(handful)
         store.commit(*[Set(f"task:{number:06}", Task(path)) for number, path in numbered], Set("plan", Plan(tasks)))
+        if tasks >= _AHEAD:
+            store.wait_for("totals", is_near)
     store.set("plan", Plan(tasks, complete=True))
 
 
@@ -193,7 +206,7 @@ def count(task: Change, revision: int, name: str, done: Status, rest: Callable[[
             now, result = Status(done.files + 1, done.words + more), Result(path, counts)
         except OSError as error:
             now, result = done, Result(path, Counter(), error.strerror or str(error))
-        finished = Set(task.key, Task(path, name, done=True), if_revision=revision)
+        finished = Delete(task.key, if_revision=revision)
         yield from Commit((finished, Set(task.key.replace("task", "result"), result), Set(f"worker:{name}", now)))
         return now
     return done
@@ -206,7 +219,7 @@ def foreman(store: Store, leases: Watch) -> None:
             workers = change.key.removeprefix("process:") + "/"
             for key, entry in store.scan("task:").items():
                 task: Task = entry.value
-                if task.owner is not None and task.owner.startswith(workers) and not task.done:
+                if task.owner is not None and task.owner.startswith(workers):
                     files, words, *_ = store.get(f"worker:{task.owner}", Status())
                     given_back = Set(key, Task(task.path), if_revision=entry.revision)
                     with suppress(RevisionConflict):  # it was done in the last moment
@@ -214,12 +227,15 @@ def foreman(store: Store, leases: Watch) -> None:
 
 
 def collect(store: Store, results: Watch) -> None:
-    """Merge the results. A merge copies every word that is known, so they wait until there is much to merge, or all."""
+    """Merge the results. A merge copies every word that is known, so they wait until there is much to merge, or all.
+
+    Half of what the planner may be ahead is much: it would wait for ever.
+    """
     waiting: dict[str, Result] = {}
     totals, known = Totals(), 0
     for changes in batches(results, timeout=_PAUSE):
         waiting.update((change.key, change.value) for change in changes if change.op is Op.SET)
-        much = 4 * sum(len(result.counts) for result in waiting.values()) >= known
+        much = len(waiting) >= _AHEAD // 2 or 4 * sum(len(result.counts) for result in waiting.values()) >= known
         if waiting and (much or store.get("plan") == Plan(totals.merged + len(waiting), complete=True)):
             known = len(store.update("words", partial(with_words, waiting.values()), default=Counter()))
             totals = store.update("totals", partial(with_files, waiting.values()), default=totals)
@@ -296,11 +312,12 @@ class Crew:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._store.close()
-        deadline = monotonic() + 0.5  # who waits for a disk is left behind
-        for thread in self._threads:
-            if thread.ident is not None:
-                thread.join(max(0, deadline - monotonic()))
+        with uninterrupted():
+            self._store.close()
+            deadline = monotonic() + 1  # for all: a thread that waits for a disk is left behind
+            for thread in self._threads:
+                if thread.ident is not None:
+                    thread.join(max(0, deadline - monotonic()))
         if isinstance(error, StoreClosed):
             self.check()  # says who closed it, and why
 

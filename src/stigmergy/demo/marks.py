@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from stigmergy.codec import Codec
-from stigmergy.demo.agents import Plan, Result, Status, Task, Totals
+from stigmergy.demo.agents import Plan, Result, Status, Task, Totals, uninterrupted
 from stigmergy.errors import StateError
 from stigmergy.model import Delete
 from stigmergy.registry import open_store
@@ -61,15 +61,17 @@ def left_clean(store: Store, scope: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with suppress(StateError):  # there is worse to tell
+        with suppress(StateError), uninterrupted():  # there is worse to tell
             clean(store, scope)
         raise
-    clean(store, scope)
+    with uninterrupted():
+        clean(store, scope)
 
 
 def clean(store: Store, scope: str) -> None:
     """Remove all that is in `scope`."""
     inside = scoped(store, scope)
+    inside.delete("words")  # the largest value, and not worth decoding
     while keys := list(inside.scan(limit=_PAGE)):
         inside.commit(*map(Delete, keys))
 

@@ -29,7 +29,6 @@ __all__ = ["Job", "Processes", "read_job", "work_on"]
 
 _TTL = 10.0
 """In seconds. Of the lease of a process that cannot be seen to have ended: one that was suspended, say."""
-_PATIENCE = 2.0
 
 
 class Job(NamedTuple):
@@ -42,7 +41,10 @@ class Job(NamedTuple):
 
 
 class Processes:
-    """Those that the first process has started. Leaving this kills them: they have nothing that is not in the store."""
+    """Those that the first process has started. Leaving this kills them: they have nothing that is not in the store.
+
+    A thread of the crew waits for the end of each, and leaving the crew waits for its threads: one limit for all.
+    """
 
     def __init__(self, crew: Crew, store: Store) -> None:
         self.lost: list[str] = []
@@ -64,10 +66,10 @@ class Processes:
                 command, bufsize=0, stdin=pipe, stdout=pipe, env=environment, start_new_session=True
             )
             self._running.append(process)
+            self._crew.start(self._see_off, job.process, process)
         assert process.stdin is not None
         with suppress(OSError):  # it has ended already
             process.stdin.write(json.dumps(job).encode() + b"\n")
-        self._crew.start(self._see_off, job.process, process)
 
     def wait_until_ready(self) -> None:
         """Come back when each works, or has ended."""
@@ -83,9 +85,9 @@ class Processes:
             self._leaving = True
             for process in self._running:
                 process.kill()
-            for process in self._running:
-                with suppress(subprocess.TimeoutExpired):  # it waits for a disk
-                    process.communicate(timeout=_PATIENCE)
+                for pipe in process.stdin, process.stdout:
+                    assert pipe is not None
+                    pipe.close()
 
     def _see_off(self, name: str, process: subprocess.Popen[bytes]) -> None:
         """Let its lease end with it."""
