@@ -131,9 +131,9 @@ def drained(watch: Watch) -> list[Any]:
 
 
 def main(kind: str, count: int) -> None:
-    faulthandler.dump_traceback_later(50, exit=True)
+    faulthandler.dump_traceback_later(40 + count / 20, exit=True)
     got: list[int] = []
-    reader = threading.Thread(target=lambda: got.extend(change.revision for change in parked))
+    reader = threading.Thread(target=lambda: got.extend(change.revision for change in parked), daemon=True)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})  # the reader inherits it: signals strike the writer only
     reader.start()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})

@@ -154,10 +154,10 @@ def test_a_parked_reader_hears_of_a_write_wherever_an_interrupt_strikes_its_writ
             strike(partial(operate, store), place, interrupt)
 
         if store._revision > before:
-            reader.join(timeout=5)
+            reader.join(timeout=60)
             assert not reader.is_alive(), place
         store.close()
-        reader.join(timeout=5)
+        reader.join(timeout=60)
         assert not reader.is_alive(), place
 
 
@@ -172,10 +172,10 @@ def test_readers_wake_wherever_an_interrupt_strikes_a_close(closing: Callable[..
             strike(partial(closing, store, watch), place, interrupt)
 
         if watch._source().ended:
-            reader.join(timeout=5)
+            reader.join(timeout=60)
             assert not reader.is_alive(), place
         store.close()
-        reader.join(timeout=5)
+        reader.join(timeout=60)
         assert not reader.is_alive(), place
 
 
