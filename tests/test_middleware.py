@@ -971,7 +971,6 @@ async def test_an_error_through_middleware_leaves_no_reference_cycle(
     layered = wrapped(store, pass_through, retry, guard, pass_through)
     token = Token()
     seen = weakref.ref(token)
-    gc.collect()
     gc.disable()
     try:
         with suppress(RevisionConflict, AccessDenied):
