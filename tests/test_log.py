@@ -180,6 +180,9 @@ def test_an_observer_that_joins_between_the_look_for_observers_and_the_restart_c
     with SQLiteStore(path) as store:
         store.commit(Set("a", "first life"), Set("gone", "first life"))
         keep = store.observe("a")
+        keep.get(timeout=PATIENCE)
+        store.set("a", "first life, as the reader tells: it has opened the file")
+        keep.get(timeout=PATIENCE)
         monkeypatch.setattr(Hub, "locked", locked_when_told)
         when_its_past_is_fetched(store, monkeypatch, begin_another_life)
         try:

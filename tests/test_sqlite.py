@@ -595,6 +595,8 @@ def test_all_that_is_acknowledged_after_a_file_was_replaced_is_in_the_new_one(pa
     with SQLiteStore(path) as store, SQLiteStore(path) as other:
         watches = [each.watch(prefix="", capacity=None) for each in (store, other)]
         all_at_once([partial(each.set, f"k{n}", n) for n in range(4) for each in (store, other)])
+        for watch in watches:  # so the readers have opened the file
+            assert revisions([watch.get(timeout=PATIENCE) for _ in range(8)]) == list(range(1, 9))
         put_in_place(path, None)
         eventually(lambda: store.get("k0") is None and other.get("k0") is None)
 
