@@ -136,7 +136,7 @@ class Uncopyable:
 
 def too_deep() -> list[Any]:
     value: list[Any] = []
-    for _ in range(50_000):
+    for _ in range(5000):
         value = [value]
     return value
 

@@ -180,7 +180,7 @@ def in_update() -> tuple[Stage, Trigger]:
 
 def in_wait_for() -> tuple[Stage, Trigger]:
     stage = Stage()
-    return stage, lambda: (stage.store.wait_for("a", lambda value: (stage.strike(), True)[1], timeout=5), 0)[1]
+    return stage, lambda: (stage.store.wait_for("a", lambda value: (stage.strike(), True)[1], timeout=60), 0)[1]
 
 
 def in_copier(place: str) -> tuple[Stage, Trigger]:
@@ -432,7 +432,7 @@ ACTIONS: dict[str, Callable[[Stage], object]] = {
     "delete another": lambda stage: stage.store.delete(stage.other),
     "commit": lambda stage: stage.store.commit(Set(stage.key, "inner"), Set(stage.other, "inner"), Check("z z", 0)),
     "update": lambda stage: stage.store.update(stage.other, lambda value: "updated"),
-    "wait_for": lambda stage: stage.store.wait_for(stage.other, lambda value: True, timeout=10),
+    "wait_for": lambda stage: stage.store.wait_for(stage.other, lambda value: True, timeout=60),
     "watch": read_a_watch,
     "observe": observe,
     "unwatch": hand_over,
@@ -602,7 +602,7 @@ async def test_a_function_that_fails_in_map_does_not_pass_for_the_end_of_the_wat
 
 COROUTINES: dict[str, Callable[[Stage, Callable[..., Any]], object]] = {
     "update": lambda stage, function: stage.inner.update("a", function),
-    "wait_for": lambda stage, function: stage.inner.wait_for("a", function, timeout=10),
+    "wait_for": lambda stage, function: stage.inner.wait_for("a", function, timeout=60),
     "before_set": lambda stage, function: hooked_by(stage, before_set=function).set("a", OUTER),
     "on_scan": lambda stage, function: hooked_by(stage, on_scan=function).scan(),
     "on_watch": lambda stage, function: hooked_by(stage, on_watch=function).watch("a"),
