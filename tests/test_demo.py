@@ -468,7 +468,7 @@ def test_the_planner_stays_a_limited_number_of_files_ahead(tmp_path: Path, monke
     with crew_on(store) as crew:
         results, tasks = store.watch(prefix="result:", capacity=None), store.watch(prefix="task:", capacity=None)
         crew.start(plan, store, str(tmp_path))
-        store.wait_for("plan", lambda plan: plan.tasks == 40, timeout=PATIENCE)
+        store.wait_for("plan", lambda plan: plan.tasks >= 40, timeout=PATIENCE)
         crew.start(collect, store, results)
         crew.start(run_tasks, store, ["task-1"])
         store.wait_for("totals", lambda totals: totals.files == 100, timeout=PATIENCE)
