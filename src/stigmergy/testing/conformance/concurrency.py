@@ -136,7 +136,7 @@ class Concurrency:
         def write(key: str) -> Callable[[], None]:
             def writes() -> None:
                 try:
-                    for number in range(5 * self.rounds):
+                    for number in range(500):  # with fewer, a change lost while a watch is opened stays hidden
                         sync_store.set(key, number)
                 finally:
                     ended.append(key)
