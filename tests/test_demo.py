@@ -461,6 +461,7 @@ def test_the_planner_stays_a_limited_number_of_files_ahead(tmp_path: Path, monke
     monkeypatch.setattr(agents, "_AHEAD", 40)
     monkeypatch.setattr(agents, "_HANDFUL", 10)
     fill(tmp_path, files=100)
+    (tmp_path / "first").write_text(" ".join(map(str, range(5000))))  # so no other result is much to merge
     store = MemoryStore(history=0)
     open_tasks = 0
     most = 0
@@ -471,7 +472,7 @@ def test_the_planner_stays_a_limited_number_of_files_ahead(tmp_path: Path, monke
         store.wait_for("plan", lambda plan: plan.tasks >= 40, timeout=PATIENCE)
         crew.start(collect, store, results)
         crew.start(run_tasks, store, ["task-1"])
-        store.wait_for("totals", lambda totals: totals.files == 100, timeout=PATIENCE)
+        store.wait_for("totals", lambda totals: totals.files == 101, timeout=PATIENCE)
 
     for change in tasks:
         open_tasks += (change.op == "set" and change.value.owner is None) - (change.op == "delete")

@@ -229,7 +229,7 @@ def foreman(store: Store, leases: Watch) -> None:
 def collect(store: Store, results: Watch) -> None:
     """Merge the results. A merge copies every word that is known, so they wait until there is much to merge, or all.
 
-    Half of what the planner may be ahead is much: it would wait for ever.
+    Half of what the planner may be ahead is always much: the planner waits for a merge and would wait for ever.
     """
     waiting: dict[str, Result] = {}
     totals, known = Totals(), 0
