@@ -130,7 +130,7 @@ class HalfCommits(Healthy):
         revisions: Revisions = ()
         for write in writes:
             if revisions:
-                time.sleep(0.0001)
+                time.sleep(0)
             revisions += super().commit(write)
         return revisions
 
@@ -213,7 +213,7 @@ class ChecksThenActs(Healthy):
             actual = 0 if entry is None else entry.revision
             if write.if_revision not in (None, actual):
                 raise RevisionConflict(write.key, write.if_revision, actual)
-        time.sleep(0.0001)
+        time.sleep(0)
         return super().commit(
             *(write if isinstance(write, Check) else write._replace(if_revision=None) for write in writes)
         )

@@ -73,8 +73,10 @@ WRAPPED = (BadInput, Concurrency, Deadlines, Interleaving, Places, Values)
 class Told(StoreConformance):
     """Stores whose clock is told the time. What is random is short here: the command makes the whole of it."""
 
-    examples = 20
-    writes = 500
+    examples = 5
+    calls = 800
+    writes = 300
+    rounds = 20
 
     @pytest.fixture
     def clock(self) -> VirtualClock:
@@ -237,9 +239,10 @@ def namespace() -> str:
 class Short(StoreConformance):
     """Stores that go by the clock of the host. What is random is short here."""
 
-    examples = 10
-    writes = 500
-    calls = 800
+    examples = 5
+    calls = 400
+    writes = 300
+    rounds = 20
 
 
 class TestSQLiteStore(Short):
@@ -290,8 +293,10 @@ PROVIDER = documented(PAGE)
 class TestDocumentedProvider(PROVIDER["TestJsonStore"]):  # type: ignore[misc]
     """The subclass that the page shows, which judges the store that it shows."""
 
-    examples = 20
-    writes = 500
+    examples = 5
+    calls = 800
+    writes = 300
+    rounds = 20
 
 
 def test_the_documented_provider_has_under_120_lines() -> None:
