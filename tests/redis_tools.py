@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -37,7 +38,7 @@ def namespace() -> str:
 @pytest.fixture
 def new_redis(colour: Colour) -> Iterator[NewStore]:
     """`new_redis(url=..., namespace=...)`: a store in this colour, closed afterwards."""
-    with colour.stores(RedisStore) as new:
+    with colour.stores(partial(RedisStore, timeout=PATIENCE)) as new:
         yield new
 
 

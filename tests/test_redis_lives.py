@@ -261,7 +261,7 @@ async def test_after_an_emptied_server_revisions_go_on_above_all_seen_and_watche
     await state.becomes({"a": 5, "c": 1})
 
 
-@pytest.mark.parametrize("waits", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "waits"])
+@pytest.mark.parametrize("waits", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["unblocked", "waits"])
 async def test_an_emptied_server_is_noticed_though_nobody_writes_any_more(
     new_server: NewServer, colour: Colour, new_redis: NewStore, namespace: str, waits: bool
 ) -> None:

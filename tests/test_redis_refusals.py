@@ -178,13 +178,13 @@ async def test_a_replica_is_read_and_refuses_writes(
 async def test_a_server_that_still_loads_its_data_is_unavailable_until_it_has(
     new_server: NewServer, colour: Colour, new_redis: NewStore, namespace: str
 ) -> None:
-    slowly = {"key-load-delay": "30000", "loading-process-events-interval-bytes": "1024"}  # for a minute
+    slowly = {"key-load-delay": "30000", "loading-process-events-interval-bytes": "1024"}  # for half a minute
     server = new_server(VALKEY, save="3600 1", options=slowly)
     store = new_redis(url=server.url, namespace=namespace)
     watch = store.watch("there")
     await store.set("there", "value")
     with redis.Redis.from_url(server.url) as client:
-        client.mset({f"{number}": os.urandom(2000) for number in range(2000)})
+        client.mset({f"{number}": os.urandom(2000) for number in range(1000)})
         client.save()
     server.kill()
     told: set[str] = set()
