@@ -598,6 +598,25 @@ def test_a_file_that_was_replaced_is_a_new_life_above_all_that_was_seen(path: Pa
         assert store.set("d", 1) == first + 1
 
 
+def test_a_file_replaced_while_it_is_opened_is_not_taken_for_the_new_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(path)
+    filled(other := path.with_name("other.db"), 2)
+    connect = sqlite3.connect
+
+    def replaced(*args: Any, **options: Any) -> sqlite3.Connection:
+        connection = connect(*args, **options)
+        if other.exists():
+            connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()  # it has the old file open
+            put_in_place(path, other)
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", replaced)
+    with SQLiteStore(path) as store:
+        eventually(lambda: store.get("a") == 2)
+
+
 def test_all_that_is_acknowledged_after_a_file_was_replaced_is_in_the_new_one(path: Path, start: Start) -> None:
     with SQLiteStore(path) as store, SQLiteStore(path) as other:
         watches = [each.watch(prefix="", capacity=None) for each in (store, other)]

@@ -55,7 +55,7 @@ class Connection(sqlite3.Connection):
 
     data_version = -1
     """Of the file when its log was last read here."""
-    file_id: tuple[int, int] = (0, 0)
+    file_id: tuple[int, int] | None = None
     looked = 0.0
     """When it was last seen that the file is still at its path."""
 
@@ -159,9 +159,13 @@ class File:
         """A new connection to a file that is one of ours. Raises `sqlite3.Error`, `Unavailable`."""
         if self._shared.is_spoiled:
             raise Unavailable(f"{self.path} was in use when this process was forked: open it in another one")
+        before = self._file_id()
         connection = sqlite3.connect(
             self.path, timeout=self._timeout, isolation_level=None, check_same_thread=False, factory=Connection
         )
+        # Another file may take the place of this one at any moment. If the id were that of the file which is there
+        # afterwards, a connection to the deleted file would pass for one to the new file, for ever.
+        connection.file_id = before or self._file_id()
         connection.text_factory = _text
         try:
             self._prepare(connection)
@@ -172,12 +176,19 @@ class File:
 
     def is_there(self, connection: Connection) -> bool:
         """Whether the file of `connection` is still the one at the path: what is written to a deleted one is lost."""
+        found = self._file_id()
+        if found is None:
+            return False
+        connection.looked = time.monotonic()
+        return connection.file_id == found
+
+    def _file_id(self) -> tuple[int, int] | None:
+        """What tells the file at the path from any other; None if there is none."""
         try:
             status = os.stat(self.path)
         except OSError:
-            return False
-        connection.looked = time.monotonic()
-        return connection.file_id == (status.st_dev, status.st_ino)
+            return None
+        return status.st_dev, status.st_ino
 
     def spoil(self) -> None:
         """Refuse to be used in this child process: SQLite has in memory what it did in the parent."""
@@ -205,8 +216,6 @@ class File:
             version = self._version(connection)
         if version > _SCHEMA_VERSION:
             raise Unavailable(f"{self.path} was written by a newer version of this library (schema {version})")
-        status = os.stat(self.path)
-        connection.file_id = status.st_dev, status.st_ino
 
     def _version(self, connection: Connection) -> int:
         """The version of the schema; 0 if there is none yet."""
