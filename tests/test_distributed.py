@@ -26,7 +26,7 @@ PLACES: dict[str, Callable[[pytest.FixtureRequest], str]] = {
 """How to get the URL of a fresh place."""
 
 
-@pytest.fixture(params=PLACES)
+@pytest.fixture(params=["sqlite", "valkey", pytest.param("redis62", marks=pytest.mark.slow)])
 def url(request: pytest.FixtureRequest) -> str:
     return PLACES[request.param](request)
 
