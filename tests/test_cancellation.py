@@ -524,7 +524,9 @@ async def test_a_step_that_does_not_wait_never_suspends() -> None:
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="nothing else interrupts a thread that waits")
 @pytest.mark.parametrize("at", [1, 2])
-def test_ctrl_c_in_a_call_of_a_native_store_cancels_it_at_its_step(at: int) -> None:
+def test_ctrl_c_in_a_call_of_a_native_store_cancels_it_at_its_step(at: int, request: pytest.FixtureRequest) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, before))
     main = threading.get_ident()
     paused = 0
     armed = False

@@ -293,7 +293,10 @@ def living(kind: type) -> int:
 
 @contextmanager
 def nothing_left(store: MemoryStore, many: int) -> Iterator[None]:
-    """Afterwards there are as many watches, threads and bytes as before, give or take 100 bytes for each of `many`."""
+    """Afterwards there are no more watches, threads and bytes than before, but for 100 bytes for each of `many`.
+
+    There may be fewer: what threads of other tests hold goes when they end.
+    """
     gc.collect()
     threads, watches, subscriptions = _thread._count(), living(Watch), living(Subscription)
     tracemalloc.start()
@@ -304,7 +307,8 @@ def nothing_left(store: MemoryStore, many: int) -> Iterator[None]:
         assert tracemalloc.get_traced_memory()[0] < 100 * many
     finally:
         tracemalloc.stop()
-    assert (living(Watch), living(Subscription)) == (watches, subscriptions)
+    assert living(Watch) <= watches
+    assert living(Subscription) <= subscriptions
     assert not store._hub._keys
     assert not store._hub._prefixes
     assert not store._hub.left
@@ -360,11 +364,12 @@ def test_many_cancelled_waits_leave_nothing(wait: str, many: int) -> None:
     asyncio.run(main(1000))  # what is made once for all is there now
     store.set("-", 0)
     gc.collect()
-    before = living(asyncio.Task), living(asyncio.Future)
+    tasks, futures = living(asyncio.Task), living(asyncio.Future)
     with suppress_topics(store, shared), nothing_left(store, many):
         asyncio.run(main(many))
     assert not shared._source().waiters
-    assert (living(asyncio.Task), living(asyncio.Future)) == before
+    assert living(asyncio.Task) <= tasks
+    assert living(asyncio.Future) <= futures
     store.set("shared", 1)
     assert shared.get(timeout=0).value == 1
     store.close()
@@ -529,6 +534,6 @@ def test_a_watch_dies_at_once_without_the_collector(use: Callable[[Watch], objec
 
                 assert gone() is None, kind
             store.set("-", 0)
-            assert living(Subscription) == subscriptions
+            assert living(Subscription) <= subscriptions
         finally:
             gc.enable()
