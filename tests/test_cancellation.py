@@ -525,12 +525,19 @@ async def test_a_step_that_does_not_wait_never_suspends() -> None:
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="nothing else interrupts a thread that waits")
 @pytest.mark.parametrize("at", [1, 2])
 def test_ctrl_c_in_a_call_of_a_native_store_cancels_it_at_its_step(at: int, request: pytest.FixtureRequest) -> None:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    request.addfinalizer(partial(signal.signal, signal.SIGINT, before))
     main = threading.get_ident()
     paused = 0
-    armed = False
+    armed = struck = False
     cancelled = threading.Event()
+
+    def interrupt(*_: object) -> None:
+        nonlocal struck
+        if not struck:
+            struck = True
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)  # a shell's background jobs ignore it
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, before))
 
     async def pause() -> None:
         nonlocal paused
@@ -539,8 +546,10 @@ def test_ctrl_c_in_a_call_of_a_native_store_cancels_it_at_its_step(at: int, requ
             return
         while not waits_for_its_result(main):  # noqa: ASYNC110, another thread is to get there
             await asyncio.sleep(0)
-        signal.pthread_kill(main, signal.SIGINT)
         try:
+            while not struck:  # a signal that comes just before the thread waits is handled when the next one comes
+                signal.pthread_kill(main, signal.SIGINT)
+                await asyncio.sleep(0)
             await asyncio.get_running_loop().create_future()  # for ever
         except asyncio.CancelledError:
             cancelled.set()

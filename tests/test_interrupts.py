@@ -47,11 +47,19 @@ def test_ctrl_c_while_a_reader_is_parked_ends_the_wait_and_leaves_no_waiter() ->
     with MemoryStore() as store:
         watch = store.watch("a")
 
+        struck: list[int] = []
+
+        def handler(number: int, _: object) -> None:
+            struck.append(number)
+            if len(struck) == 1:
+                raise KeyboardInterrupt
+
         def interrupt() -> None:
             eventually(lambda: watch._source().waiters)
-            signal.pthread_kill(main, signal.SIGUSR1)
+            # One that comes just before the thread waits is handled when the next one comes.
+            eventually(lambda: signal.pthread_kill(main, signal.SIGUSR1) or struck)
 
-        before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+        before = signal.signal(signal.SIGUSR1, handler)
         interrupter = threading.Thread(target=interrupt)
         interrupter.start()
         try:
