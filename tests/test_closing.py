@@ -206,7 +206,7 @@ WRAPPERS = {"hook": closing_hook, "middleware": closing_middleware}
 
 @pytest.mark.parametrize("way", ["thread", "task", "hook", "middleware", "finaliser"])
 @pytest.mark.parametrize(
-    "runs", [10, pytest.param(100, marks=pytest.mark.slow), pytest.param(4000, marks=pytest.mark.large)]
+    "runs", [10, pytest.param(40, marks=pytest.mark.slow), pytest.param(4000, marks=pytest.mark.large)]
 )
 def test_a_store_closed_at_any_moment_ends_everybody_and_delivers_what_it_has(way: str, runs: int, seed: str) -> None:
     draw = Random(seed)

@@ -137,7 +137,7 @@ def in_every_order(program: Program) -> Callable[..., None]:
     PROGRAMS[program.__name__] = program
 
     @pytest.mark.parametrize(
-        "runs", [500, pytest.param(5000, marks=pytest.mark.slow), pytest.param(200_000, marks=pytest.mark.large)]
+        "runs", [500, pytest.param(2000, marks=pytest.mark.slow), pytest.param(200_000, marks=pytest.mark.large)]
     )
     def test(seed: str, runs: int) -> None:
         for number in range(runs):
