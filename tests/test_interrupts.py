@@ -24,7 +24,7 @@ POSIX = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX
 @POSIX
 @pytest.mark.parametrize("count", [1000, pytest.param(20_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["raise", "write", "collect"])
-def test_twenty_thousand_strikes_lose_nothing(kind: str, count: int) -> None:
+def test_interrupts_at_random_moments_lose_nothing(kind: str, count: int) -> None:
     seed = random.randrange(2**32)
     print("seed", seed)
     script = Path(__file__).with_name("storm.py")

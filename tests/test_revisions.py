@@ -54,7 +54,7 @@ async def by_expiry(store: Any, clock: VirtualClock) -> None:
 
 @pytest.mark.parametrize("lives", [500, pytest.param(10_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("go", [by_delete, by_expiry])
-async def test_in_ten_thousand_lives_of_a_key_no_write_at_an_older_revision_goes_through(
+async def test_however_often_a_key_is_made_anew_no_write_at_an_older_revision_goes_through(
     new_store: Callable[..., Any],
     colour: Colour,
     clock: VirtualClock,
