@@ -95,7 +95,12 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        areas = getattr(getattr(item, "cls", None), "slow_areas", ())
+        if any(item.originalname in vars(area) for area in areas):  # type: ignore[attr-defined]
+            item.add_marker(pytest.mark.slow)
     if config.pluginmanager.hasplugin("run-parallel") and config.getoption("parallel_threads") != "1":
         for item in items:
             if isinstance(item, pytest.Function):

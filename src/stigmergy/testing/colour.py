@@ -31,6 +31,8 @@ class Colour:
         self.name = name
         self._faces: list[Any] = []
         """Of the stores that `stores` made."""
+        self.found_late = 0
+        """How many changes were there when a reader had waited for them in vain."""
 
     def __repr__(self) -> str:
         return self.name
@@ -53,8 +55,10 @@ class Colour:
             for store in made:
                 store.close()
 
-    async def revision(self) -> int:
-        """The latest revision that an open one of those stores has."""
+    async def revision(self) -> int | None:
+        """The latest revision that an open one of those stores has; None where `stores` made none."""
+        if not self._faces:
+            return None
         latest = 0
         for face in self._faces:
             with suppress(StoreClosed):
