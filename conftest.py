@@ -6,9 +6,13 @@ README.md, docs/*.md and the docstrings of src are executed, each document in a 
 from __future__ import annotations
 
 import faulthandler
+import math
 import os
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -29,7 +33,7 @@ hypothesis.settings.load_profile("small")  # `--hypothesis-profile=large` takes 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", dest="stigmergy_seed", type=int, metavar="N", help="same as --stigmergy-seed")
     parser.addoption(
-        "--limit", type=float, default=120, metavar="SECONDS", help="what takes longer is ended (slow: 10 times)"
+        "--limit", type=float, default=180, metavar="SECONDS", help="what takes longer is ended (slow: 10 times)"
     )
 
 
@@ -38,38 +42,69 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 STDERR = pytest.StashKey[int]()
 
 
+class Limit:
+    """The end of a process in which a test hangs, after it has shown where each thread is; xdist goes on with another.
+
+    Nothing less ends it. An exception raised by an alarm leaves whatever lock the interrupted code held locked, and the
+    cleaning up hangs in its turn; a thread of Python's never runs beside C code that keeps the GIL. This timer is a
+    thread of C's. A forked child does not have it, and is ended by an alarm that nothing handles: the child would keep
+    the pipe of xdist open, which then would not notice that this process has ended.
+    """
+
+    seconds = 0.0
+    """Of what runs now: a limit for hangs, which no busy machine gets near."""
+
+    @classmethod
+    @contextmanager
+    def of(cls, config: pytest.Config, item: pytest.Item | None = None) -> Iterator[None]:
+        cls.seconds = config.getoption("--limit")
+        if item is not None:
+            cls.seconds *= 60 if item.get_closest_marker("large") else 10 if item.get_closest_marker("slow") else 1
+        faulthandler.dump_traceback_later(cls.seconds, exit=True, file=config.stash[STDERR])
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+    @classmethod
+    def set_alarm(cls) -> None:
+        signal.alarm(math.ceil(cls.seconds))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=Limit.set_alarm)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[STDERR] = os.dup(2)  # before a test captures it
-    limit = int(config.getoption("--limit"))
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=lambda: signal.alarm(limit) and None)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    with Limit.of(session.config):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    with Limit.of(item.config, item):
+        return (yield)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Kill what the tests of a process of xdist have started, if that has ended before its time."""
+    mine = {f"PYTEST_XDIST_{name}={node.workerinput[key]}".encode() for name, key in XDIST.items()}
+    for process in Path("/proc").glob("[0-9]*") if error else ():
+        with suppress(OSError):  # it has ended, or is not ours
+            if mine <= set((process / "environ").read_bytes().split(b"\0")):
+                os.kill(int(process.name), signal.SIGKILL)
+
+
+XDIST = {"WORKER": "workerid", "TESTRUNUID": "testrunuid"}
+"""Environment variables that what a test starts inherits, and what xdist calls them in its own process."""
 
 
 def pytest_unconfigure() -> None:
     """Let no thread that a test has left keep the process."""
     faulthandler.dump_traceback_later(60, exit=True)
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """End the process of a test that hangs, after it has shown where each thread is; xdist goes on with another one.
-
-    Nothing less does. An exception raised by an alarm leaves whatever lock the interrupted code held locked, and the
-    cleaning up hangs in its turn; a thread of Python's never runs beside C code that keeps the GIL. This one is a
-    thread of C's. A forked child does not have it, and is ended by an alarm that nothing handles: the child would keep
-    the pipe of xdist open, which then would not notice that this process has ended.
-    """
-    limit = limit_of(item)
-    faulthandler.dump_traceback_later(limit, exit=True, file=item.config.stash[STDERR])
-    try:
-        return (yield)
-    finally:
-        faulthandler.cancel_dump_traceback_later()
-
-
-def limit_of(item: pytest.Item) -> float:
-    """The seconds that a test may take: a limit for hangs, which no busy machine gets near."""
-    limit: float = item.config.getoption("--limit")
-    if item.get_closest_marker("large"):
-        return 60 * limit
-    return 10 * limit if item.get_closest_marker("slow") else limit

@@ -110,3 +110,18 @@ def test_the_guarantees_are_numbered_without_gaps() -> None:
 
     assert numbers == [str(number) for number in range(1, len(numbers) + 1)]
     assert numbers
+
+
+@pytest.mark.slow
+def test_no_id_of_a_test_depends_on_the_hash_seed() -> None:
+    """The processes of pytest-xdist have a seed each, and must collect the same tests. A set of strings shows its own."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-n", "0", "-m", "", "-p", "no:cacheprovider"]
+    collected = [
+        subprocess.run(
+            command, cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout.rpartition("\n\n")[0]
+        for seed in ("1", "2", "3")
+    ]
+
+    assert collected[0].count("::") > 1000
+    assert collected[1:] == collected[:1] * 2
