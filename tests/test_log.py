@@ -34,6 +34,7 @@ from stigmergy.hub import Hub
 from stigmergy.providers import _reader, _sqlite_file
 from stigmergy.providers._log import Past
 from stigmergy.providers.sqlite import SQLiteStore
+from stigmergy.testing import VirtualClock
 from test_strikes import interrupt, places_in, strike
 
 BEYOND_HISTORY = 300
@@ -455,11 +456,23 @@ def test_a_store_is_closed_soon_although_its_reader_hangs(path: Path, monkeypatc
 
     monkeypatch.setattr(store._log.engine, "log", log_that_hangs)
     eventually(lambda: (store._transport.interrupt(), hangs.is_set())[1])
+    clock, asked = VirtualClock(), list[float]()
+
+    class Moment:
+        """A lock that nobody releases: what it is asked to wait passes at once, by the clock."""
+
+        def acquire(self, timeout: float = 0.0) -> None:
+            asked.append(timeout)
+            clock.advance(timeout)
+
+    monkeypatch.setattr(_reader, "allocate_lock", Moment)
+    monkeypatch.setattr(_reader, "monotonic", clock)
     closer = threading.Thread(target=store.close)
     closer.start()
     try:
         closer.join(PATIENCE)
         assert not closer.is_alive()
+        assert 0 < sum(asked) < 1.0
         assert list(watch) == []
     finally:
         go.set()

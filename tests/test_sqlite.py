@@ -495,8 +495,19 @@ def set_if_available(store: Store) -> int | None:
     return None
 
 
-def test_a_file_that_others_keep_locked_is_unavailable_in_time_and_works_afterwards(start: Start, path: Path) -> None:
+def test_a_file_that_others_keep_locked_is_unavailable_in_time_and_works_afterwards(
+    start: Start, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     filled(path)
+    statements: list[str] = []
+    connect = File.connect
+
+    def connect_traced(file: File) -> Any:
+        connection = connect(file)
+        connection.set_trace_callback(statements.append)
+        return connection
+
+    monkeypatch.setattr(File, "connect", connect_traced)
     holder = start(hold, path, "BEGIN IMMEDIATE")
     assert holder.hear() == "held"
     with SQLiteStore(path, timeout=0.1) as store, store.watch("a") as watch:
@@ -505,6 +516,7 @@ def test_a_file_that_others_keep_locked_is_unavailable_in_time_and_works_afterwa
         begun = time.monotonic()
         unavailable(lambda: store.set("a", SECRET), "kept the file locked for too long")
         assert time.monotonic() - begun > 0.08
+        assert statements.count("BEGIN IMMEDIATE") == 1, "it waits once"
         assert store.get("a") == 5
         assert store.scan().revision == 5
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import queue
 import random
 import sys
 import threading
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from stigmergy import Change, Check, Delete, MemoryStore, Op, RevisionConflict, Set, Store, Watch
+from stigmergy.providers import _sweeper
 from stigmergy.testing import VirtualClock
 
 FOREVER = 1e9
@@ -174,6 +176,31 @@ def test_a_jump_of_the_hosts_clock_neither_hurries_nor_delays_the_timer(monkeypa
             ("short", Op.DELETE),
         ]
         assert store.get("long") == 1
+
+
+def test_the_timer_sleeps_until_the_next_deadline_and_no_longer(store: MemoryStore, clock: VirtualClock) -> None:
+    watch = store.watch(prefix="")
+    store.commit(Set("a", 1, ttl=0.25), Set("b", 1, ttl=3), Set("c", 1, ttl=3), Set("d", 1, ttl=8000))
+    drained(watch)
+    slept: list[float] = []
+    expired: list[list[str]] = []
+
+    class Calls:
+        """Nobody calls: what is slept passes at once, by the clock."""
+
+        def get(self, timeout: float) -> bool:
+            expired.append([change.key for change in drained(watch)])
+            slept.append(timeout)
+            clock.advance(timeout)
+            if len(slept) < 6:
+                raise queue.Empty
+            return False
+
+    _sweeper._sweep_for_ever(lambda: store._sweep, Calls())  # type: ignore[arg-type, return-value]
+
+    assert slept == [0.25, 2.75, 3600.0, 3600.0, 797.0, 3600.0]
+    assert expired == [[], ["a"], ["b", "c"], [], [], ["d"]]
+    assert _sweeper._SHORTEST_SLEEP < 0.01
 
 
 # -- many deadlines ----------------------------------------------------------------------------------------------------
