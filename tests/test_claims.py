@@ -34,6 +34,7 @@ from stigmergy import (
     InvalidKey,
     MemoryStore,
     Middleware,
+    Next,
     Op,
     OpenWatch,
     Operation,
@@ -53,6 +54,7 @@ from stigmergy import (
     scoped,
 )
 from stigmergy.codec import JSON
+from stigmergy.lease import Lease, acquire, keep
 from stigmergy.providers.sqlite import SQLiteStore
 from stigmergy.testing import VirtualClock
 
@@ -291,6 +293,25 @@ def test_a_claim_is_renewed_by_a_task_as_well() -> None:
         assert all(change.op is Op.SET for change in changes)
 
     with_a_ttl_that_is_kept(lambda ttl: asyncio.run(hold(ttl)))
+
+
+def test_a_claim_is_renewed_after_each_third_of_its_ttl_and_after_a_tenth_if_that_failed(
+    root: MemoryStore, leases: VirtualClock
+) -> None:
+    lease = Lease("task", "w1", 12.0)
+    root.run(acquire(lease, None))
+    keeping = keep(lease, lambda: True)
+    step, waited = next(keeping), list[float]()
+    for failure in (None, None, Unavailable("for once"), None, None):
+        assert isinstance(step, Next)
+        assert step.timeout is not None
+        waited.append(step.timeout)
+        leases.advance(step.timeout)  # and no change has come
+        assert isinstance(keeping.throw(TimeoutError()), Commit)
+        step = keeping.throw(failure) if failure else keeping.send((lease.revision + 1,))
+    keeping.close()
+
+    assert waited == pytest.approx([4.0, 4.0, 4.0, 1.2, 4.0])
 
 
 def test_a_renewal_between_a_look_and_a_write_is_no_error(root: MemoryStore) -> None:

@@ -38,13 +38,13 @@ def begin_together(children: list[Child]) -> None:
         child.say("go")
 
 
-def record(link: Link, url: str, clients: list[int], calls: int, seed: str) -> None:
+def record(link: Link, url: str, clients: list[int], keys: list[str], calls: int, seed: str) -> None:
     history: list[Invocation] = []
     with open_store(url) as store:
         store.get("a")
         link.say("ready")
         link.hear()
-        traffic = [Client(store, number, history).traffic(KEYS, calls, seed) for number in clients]
+        traffic = [Client(store, number, history).traffic(keys, calls, seed) for number in clients]
         all_at_once([partial(store.run, flow) for flow in traffic])
     link.say(history)
 
@@ -53,15 +53,19 @@ def record(link: Link, url: str, clients: list[int], calls: int, seed: str) -> N
 def test_clients_in_four_processes_see_one_order_of_all_that_happens(
     url: str, start: Start, calls: int, seed: str
 ) -> None:
-    children = [start(record, url, [2 * number, 2 * number + 1], calls, seed) for number in range(4)]
-    begin_together(children)
+    for attempt in range(5):  # a busy machine may let them run one after the other
+        keys = [f"{key}{attempt}" for key in KEYS]
+        children = [start(record, url, [2 * number, 2 * number + 1], keys, calls, seed) for number in range(4)]
+        begin_together(children)
 
-    # The clock of the histories is CLOCK_MONOTONIC, which all processes share.
-    history = [invocation for child in children for invocation in child.hear()]
+        # The clock of the histories is CLOCK_MONOTONIC, which all processes share.
+        history = [invocation for child in children for invocation in child.hear()]
 
-    assert overlap(history) > 0.1
-    assert check_linearizable(history) == []
-    assert check_revisions(history) == []
+        assert check_linearizable(history) == []
+        assert check_revisions(history) == []
+        if overlap(history) >= 0.5:
+            return
+    pytest.fail("the processes have never met")
 
 
 def change_there(link: Link, url: str) -> None:
