@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import redis
 
-from processes import eventually
+from processes import PATIENCE, eventually
 from servers import Server
 from stigmergy import AsyncStore, Change, Check, Compacted, Delete, Op, Set, Watch
 from stigmergy.providers.redis import RedisStore
@@ -23,9 +23,6 @@ from stigmergy.testing import Colour
 
 NewServer = Callable[..., Server]
 NewStore = Callable[..., Any]
-
-PATIENCE = 60.0
-"""Seconds until what does not come has failed."""
 
 both_colours = pytest.mark.parametrize("name", ["sync", "async"])
 

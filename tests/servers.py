@@ -30,13 +30,12 @@ from typing import IO, Any, NoReturn, Self
 
 import pytest
 
+from processes import PATIENCE
+
 OWN_URL = os.environ.get("STIGMERGY_TEST_REDIS_URL")
 OWN_SERVER = ["own_server"] if OWN_URL else []
 SERVERS = ["valkey", pytest.param("redis62", marks=pytest.mark.slow), *OWN_SERVER]
 """The fixtures that `redis_url` goes through."""
-
-PATIENCE = 60
-"""Seconds until a server that does not start, answer or stop has failed."""
 
 
 @dataclass(frozen=True, slots=True)

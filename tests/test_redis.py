@@ -23,10 +23,9 @@ pytest.importorskip("redis")
 import redis
 from redis.crc import key_slot
 
-from processes import Link, Start, eventually
+from processes import PATIENCE, Link, Start, eventually
 from proxy import Blackhole, Delay, Proxy
 from redis_tools import (
-    PATIENCE,
     NewServer,
     NewStore,
     connections,
@@ -40,7 +39,9 @@ from redis_tools import namespace as namespace
 from redis_tools import new_redis as new_redis
 from servers import VALKEY, Engine, Server, on_every_engine
 from stigmergy import Change, Set, Store, StoreClosed, Unavailable, Watch, open_store
-from stigmergy.providers.redis import RedisStore
+from stigmergy.providers import _reader
+from stigmergy.providers._engine import Place
+from stigmergy.providers.redis import RedisEngine, RedisStore
 from stigmergy.testing import Colour
 from stigmergy.testing.laws import check_log
 from stigmergy.testing.traffic import all_at_once
@@ -319,6 +320,26 @@ def test_deadlines_become_changes_in_their_order(redis_url: str, namespace: str)
     assert min(change.time - deadlines[change.key] for change in expired) >= 0
 
 
+def test_who_waits_for_the_next_change_waits_no_longer_than_to_the_next_deadline(
+    valkey: Server, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[tuple[int, float]] = []
+
+    def noted(engine: RedisEngine, place: Place, seconds: float, wait: Any = RedisEngine.wait) -> Any:
+        waits.append((place.revision, seconds))
+        return wait(engine, place, seconds)
+
+    monkeypatch.setattr(RedisEngine, "wait", noted)
+    monkeypatch.setattr(_reader, "_LONGEST_WAIT", 4 * PATIENCE)
+    with RedisStore(valkey.url, namespace=namespace) as store:
+        watch = store.watch(prefix="")
+        store.commit(Set("soon", 1, ttl=2 * PATIENCE), Set("late", 1, ttl=3 * PATIENCE))
+        eventually(lambda: any(revision == 2 for revision, _ in waits))
+        watch.close()
+
+    assert all(PATIENCE < seconds <= 2 * PATIENCE for revision, seconds in waits if revision == 2)
+
+
 # -- fork --------------------------------------------------------------------------------------------------------------
 
 
@@ -327,7 +348,7 @@ import asyncio, json, os, sys, threading, traceback, warnings
 from stigmergy.providers.redis import RedisStore
 
 warnings.simplefilter("ignore", DeprecationWarning)  # that a fork beside threads may hang; here it may not
-url, namespace = sys.argv[1:]
+url, namespace, patience = sys.argv[1:]
 store = RedisStore(url, namespace=namespace)
 store.aio  # its module is imported before anybody forks in the midst of that
 watch = store.watch(prefix="", capacity=None)
@@ -410,7 +431,7 @@ for thread in threads:
 head = store.set("last", "value")
 seen = []
 while not seen or seen[-1] < head:
-    seen.append(watch.get(timeout=60).revision)
+    seen.append(watch.get(timeout=float(patience)).revision)
 store.close()
 print(json.dumps([statuses, wrong, seen == list(range(1, head + 1)), sum(counts)]))
 """
@@ -420,7 +441,7 @@ print(json.dumps([statuses, wrong, seen == list(range(1, head + 1)), sum(counts)
 def test_forked_children_and_their_parent_go_on_apart(valkey: Server, namespace: str) -> None:
     url = named(valkey.url, namespace)
 
-    statuses, wrong, complete, written = run_python(FORKING, url, namespace)
+    statuses, wrong, complete, written = run_python(FORKING, url, namespace, str(PATIENCE))
 
     assert (statuses, wrong, complete) == ([0] * 3, [], True)
     log = log_of(valkey.url, namespace)

@@ -13,10 +13,10 @@ pytest.importorskip("redis")
 
 import redis
 
-from processes import eventually
+from processes import PATIENCE, eventually
 from servers import VALKEY, Server, also_by_default
 from stigmergy import DamagedValue, Op, RevisionConflict, Unavailable
-from stigmergy.flow import Scan, run
+from stigmergy.flow import Scan, Sleep, run
 from stigmergy.model import Change, Ttl
 from stigmergy.providers._engine import Done, Encoded, Found, Page, Place, Stored, Value
 from stigmergy.providers._redis_wire import Wait
@@ -43,7 +43,7 @@ class Bench:
 
     def __init__(self, url: str, namespace: str | None = None, **options: Any) -> None:
         self.namespace = namespace or uuid4().hex
-        options = {"history": 10_000, "history_seconds": None, "timeout": 60.0} | options
+        options = {"history": 10_000, "history_seconds": None, "timeout": PATIENCE} | options
         self.engine = RedisEngine(url, namespace=self.namespace, **options)
         self.transport = self.engine.transport()
         self.client = redis.Redis.from_url(url, protocol=2)
@@ -654,6 +654,17 @@ def test_waiting_asks_for_less_than_the_timeout(new_bench: NewBench, timeout: fl
     assert isinstance(asked, Wait)
     words = asked.command.split(b"\r\n")
     assert 0 < int(words[words.index(b"BLOCK") + 2]) <= timeout * 1000 / 2
+
+
+@pytest.mark.parametrize("seconds", [-1.0, 0.0, 0.05, 0.11, 0.5, 2.0])
+def test_waiting_asks_for_no_more_than_the_seconds_that_it_is_told(bench: Bench, seconds: float) -> None:
+    asked = next(bench.engine.wait(NOWHERE, seconds))
+    if isinstance(asked, Wait):
+        words = asked.command.split(b"\r\n")
+        assert 0 < int(words[words.index(b"BLOCK") + 2]) < seconds * 1000
+    else:
+        assert isinstance(asked, Sleep)
+        assert 0 <= asked.seconds <= max(seconds, 0)
 
 
 @pytest.mark.slow

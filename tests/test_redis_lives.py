@@ -16,9 +16,9 @@ pytest.importorskip("redis")
 
 import redis
 
-from processes import eventually
+from processes import PATIENCE, eventually
 from proxy import Pass, Proxy, Reset
-from redis_tools import PATIENCE, NewServer, NewStore, State, both_colours, drain, ended, named, unblock
+from redis_tools import NewServer, NewStore, State, both_colours, drain, ended, named, unblock
 from redis_tools import namespace as namespace
 from redis_tools import new_redis as new_redis
 from servers import VALKEY, Engine, Server, on_every_engine

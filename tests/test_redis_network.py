@@ -21,11 +21,10 @@ import pytest
 pytest.importorskip("redis")
 
 
-from processes import eventually
+from processes import PATIENCE, eventually
 from proxy import Blackhole, Cut, Delay, Dribble, HalfClose, Mode, Pass, Proxy, Reset, Stall
 from redis_tools import (
     OPERATIONS,
-    PATIENCE,
     READS,
     NewStore,
     both_colours,
@@ -271,7 +270,7 @@ def is_true(tried: Tried) -> bool:
 @both_colours
 @every_mode
 @pytest.mark.parametrize("warm", [False, True], ids=["first call", "later call"])
-def test_whatever_the_network_does_an_operation_ends_in_time_and_its_outcome_is_true(
+def test_whatever_the_network_does_an_operation_ends_and_its_outcome_is_true(
     valkey: Server, name: str, mode: Mode, timeout: float, warm: bool
 ) -> None:
     def run(operation: str) -> Tried:

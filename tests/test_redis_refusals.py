@@ -16,8 +16,8 @@ pytest.importorskip("redis")
 
 import redis
 
-from processes import eventually
-from redis_tools import OPERATIONS, PATIENCE, NewServer, NewStore, State, ask, performed
+from processes import PATIENCE, eventually
+from redis_tools import OPERATIONS, NewServer, NewStore, State, ask, performed
 from redis_tools import namespace as namespace
 from redis_tools import new_redis as new_redis
 from servers import REDIS62, VALKEY, Engine, Server, on_every_engine, started

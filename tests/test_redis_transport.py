@@ -19,9 +19,9 @@ pytest.importorskip("redis")
 
 import redis
 
-from processes import eventually
+from processes import PATIENCE, eventually
 from proxy import Cut, HalfClose, Pass, Proxy, Reset, Stall
-from redis_tools import PATIENCE, connections, named, run_python
+from redis_tools import connections, named, run_python
 from servers import VALKEY, Server, free_ports
 from stigmergy import Op, OutcomeUnknown, Unavailable
 from stigmergy.flow import Flow, arun, run
@@ -61,6 +61,12 @@ class Client:
         if self.runner:
             return sum(len(links.idle) for links, _ in self.transport._loops.values())
         return len(self.transport._idle)
+
+    def connection(self) -> Any:
+        """That of the driver, while there is one and it is idle."""
+        links = [each.links.idle for each in self.transport._loops.values()] if self.runner else [self.transport._idle]
+        [[link]] = links
+        return link.connection
 
     def close(self) -> None:
         if self.runner:
@@ -169,7 +175,11 @@ def test_a_server_that_accepts_and_says_nothing_is_unavailable(new_client: NewCl
         for ask in (client.set, client.get):
             with pytest.raises(Unavailable, match="was not reached"):
                 ask()
+            silent.accept()[0].close()
         assert client.idle() == 0
+        silent.setblocking(False)
+        with pytest.raises(BlockingIOError):  # it has connected once for each
+            silent.accept()
 
 
 def test_a_host_that_has_no_address_is_unavailable(new_client: NewClient) -> None:
@@ -207,7 +217,59 @@ def test_what_may_be_repeated_is_repeated_once(new_client: NewClient, proxy: Pro
         assert client.idle() == 0
 
 
-def test_an_answer_that_does_not_come_in_time(new_client: NewClient, proxy: Proxy) -> None:
+def test_connecting_and_each_answer_are_waited_for_as_long_as_the_timeout(
+    new_client: NewClient, valkey: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float | None] = []
+
+    def noted(seconds: float | None, timeout: Any = asyncio.timeout) -> Any:
+        asked.append(seconds)
+        return timeout(seconds)
+
+    monkeypatch.setattr(asyncio, "timeout", noted)
+    client = new_client(valkey.url, timeout=17.0)
+
+    client.get()
+
+    connection = client.connection()
+    assert connection.socket_connect_timeout == 17
+    if client.runner:
+        assert (asked, connection.socket_timeout) == ([17, 17], None)
+    else:
+        assert connection._sock.gettimeout() == 17
+
+
+def test_the_timeout_of_a_store_is_that_of_its_server(valkey: Server) -> None:
+    for store in RedisStore(valkey.url, timeout=17.0), open_redis(f"{valkey.url}?timeout=17"):
+        with store:
+            assert store._log.engine.server.timeout == 17
+
+
+def test_an_operation_waits_for_two_answers_at_most_and_a_write_for_one(
+    new_client: NewClient, proxy: Proxy, valkey: Server
+) -> None:
+    client = new_client(through(proxy), timeout=0.2)
+    eventually(lambda: revision(client) == 0 and client.idle() == 1)
+    with redis.Redis.from_url(valkey.url) as admin:
+        admin.client_pause(10_000_000, all=False)  # no script is answered, all else is
+        try:
+            before = proxy.connections
+            with pytest.raises(OutcomeUnknown):
+                client.set()
+            assert (proxy.connections, client.idle()) == (before, 0)
+
+            eventually(lambda: revision(client) == 0 and client.idle() == 1)
+            before = proxy.connections
+            with pytest.raises(Unavailable):
+                client.run(client.engine.log(0, NOWHERE))
+            eventually(lambda: proxy.connections > before)
+            assert (proxy.connections, client.idle()) == (before + 1, 0)
+        finally:
+            admin.client_unpause()
+
+
+def test_an_answer_that_does_not_come(new_client: NewClient, proxy: Proxy) -> None:
+    new_client(through(proxy)).set()  # so the server knows the script
     client = new_client(through(proxy), timeout=0.2)
     eventually(lambda: revision(client) == 0 and client.idle() == 1)
     proxy.mode = Stall()

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 import servers
+from processes import PATIENCE
 from proxy import Blackhole, Cut, Delay, Dribble, HalfClose, Mode, Pass, Proxy, Reset, Stall
 from servers import VALKEY, Engine, PortTaken, Server, ServerFailed, on_every_engine, started
 
@@ -22,8 +23,6 @@ pytest_plugins = ["pytester"]
 
 NewServer = Callable[..., Server]
 PONG = b"+PONG\r\n"
-PATIENCE = 60
-"""Seconds until what does not come has failed."""
 
 
 def connect(port: int) -> socket.socket:
