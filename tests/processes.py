@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import select
 import signal
 import subprocess
 import sys
@@ -25,8 +26,9 @@ import pytest
 
 __all__ = ["PATIENCE", "Child", "ChildFailed", "Link", "Nursery", "Start", "all_hear", "eventually", "nursery", "start"]
 
-PATIENCE = 100.0
-"""Seconds after which what has not happened hangs: more than any busy machine takes, less than a test may."""
+PATIENCE = 60.0
+"""Seconds after which what has not happened hangs: more than any busy machine takes, and so much less than a test may
+that its failure, and the cleaning up after it, come before the limit."""
 
 
 class ChildFailed(Exception):
@@ -199,11 +201,24 @@ def _serve(parent: Connection) -> None:
                 if request == "start":
                     parent.send(_fork(parent, argument))
                 else:
-                    parent.send(os.waitstatus_to_exitcode(os.waitpid(argument, 0)[1]))
+                    parent.send(_join(parent, argument))
             except Exception:
                 parent.send(traceback.format_exc())
     except (EOFError, ConnectionError):
-        os.killpg(0, signal.SIGKILL)  # this process, its children, and theirs
+        _end()
+
+
+def _end() -> None:
+    os.killpg(0, signal.SIGKILL)  # this process, its children, and theirs
+
+
+def _join(parent: Connection, pid: int) -> int:
+    hung_up = select.poll()
+    hung_up.register(parent, 0)  # for nothing but that the parent has gone
+    while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
+        if hung_up.poll(5):
+            _end()
+    return os.waitstatus_to_exitcode(ended[1])
 
 
 def _fork(parent: Connection, what: bytes) -> int:
@@ -211,7 +226,7 @@ def _fork(parent: Connection, what: bytes) -> int:
         function, args = pickle.loads(what)  # imports its module here, once for all children
         pid = os.fork()
         if pid == 0:
-            signal.alarm(1200)  # for the server cannot end a child that it waits for
+            signal.alarm(1200)  # in case the server is killed
             parent.close()
             _live(pipe, function, args)
         return pid
