@@ -20,11 +20,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, Pipe, wait
 from multiprocessing.reduction import recv_handle, send_handle
+from types import FrameType
 from typing import Any, NoReturn, Protocol, Self
 
 import pytest
 
-__all__ = ["PATIENCE", "Child", "ChildFailed", "Link", "Nursery", "Start", "all_hear", "eventually", "nursery", "start"]
+__all__ = [
+    "PATIENCE",
+    "Child",
+    "ChildFailed",
+    "Link",
+    "Nursery",
+    "Start",
+    "all_hear",
+    "eventually",
+    "nursery",
+    "start",
+    "timers",
+]
 
 PATIENCE = 60.0
 """Seconds after which what has not happened hangs: more than any busy machine takes, and so much less than a test may
@@ -181,6 +194,17 @@ def eventually(condition: Callable[[], Any], timeout: float = PATIENCE) -> Any:
         assert time.monotonic() < deadline, f"not so within {timeout} s"
         time.sleep(0.002)
     return result
+
+
+def timers(calls: object) -> int:
+    """How many threads wait for `calls` of a store's sweeper, to make its deadlines come due."""
+    return sum(waits_for(calls, frame) for frame in sys._current_frames().values())
+
+
+def waits_for(calls: object, frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_name != "_sweep_for_ever":
+        frame = frame.f_back
+    return frame is not None and frame.f_locals["calls"] is calls
 
 
 def _state(pid: int) -> str:

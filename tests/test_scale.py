@@ -6,7 +6,6 @@ watches show what grows with their number; the slow tests say it of ten thousand
 
 from __future__ import annotations
 
-import _thread
 import asyncio
 import gc
 import sys
@@ -25,13 +24,11 @@ from weakref import ref
 
 import pytest
 
-from processes import eventually
+from processes import PATIENCE, eventually, timers
 from stigmergy import Change, MemoryStore, Set, Store, Watch
 from stigmergy.subscription import Subscription
 from stigmergy.testing import VirtualClock
 
-LONG = 100.0
-"""Seconds after which something hangs."""
 CONSTANT_TIME = {"append", "popleft", "get", "setdefault", "items", "values", "keys", "release", "add", "discard"}
 
 
@@ -105,7 +102,7 @@ def test_each_of_many_watches_is_told_of_a_hundred_changes_read_by_threads(many:
     results: list[int] = []
 
     def read(mine: list[Watch]) -> None:
-        parked = [mine[0].get(timeout=LONG)]  # this one is there before the first change
+        parked = [mine[0].get(timeout=PATIENCE)]  # this one is there before the first change
         for watch in mine:
             before = parked if watch is mine[0] else []
             results.append(told([*before, *watch]))
@@ -120,7 +117,7 @@ def test_each_of_many_watches_is_told_of_a_hundred_changes_read_by_threads(many:
         store.set("p", number)
     store.close()  # what is buffered is still delivered
     for thread in threads:
-        thread.join(timeout=LONG)
+        thread.join(timeout=PATIENCE)
 
     assert Counter(results) == {100: many}
 
@@ -287,18 +284,19 @@ def test_a_scan_by_prefix_among_many_keys_is_as_much_work_as_what_it_finds(keys:
 # -- nothing is left ---------------------------------------------------------------------------------------------------
 
 
-def living(kind: type) -> int:
-    return sum(isinstance(each, kind) for each in gc.get_objects())
+def living(*kinds: type) -> dict[int, object]:
+    """What there is of some kinds, by its id. Held, so that nothing that is made later has one of these ids."""
+    return {id(each): each for each in gc.get_objects() if isinstance(each, kinds)}
 
 
 @contextmanager
 def nothing_left(store: MemoryStore, many: int) -> Iterator[None]:
-    """Afterwards there are no more watches, threads and bytes than before, but for 100 bytes for each of `many`.
+    """Afterwards there are no watches and threads that were not there before, and but 100 bytes for each of `many`.
 
-    There may be fewer: what threads of other tests hold goes when they end.
+    What other tests left may go meanwhile, and makes up for nothing.
     """
     gc.collect()
-    threads, watches, subscriptions = _thread._count(), living(Watch), living(Subscription)
+    watches, threads, timed = living(Watch, Subscription), set(threading.enumerate()), timers(store._sweeper._calls)
     tracemalloc.start()
     try:
         yield
@@ -307,13 +305,12 @@ def nothing_left(store: MemoryStore, many: int) -> Iterator[None]:
         assert tracemalloc.get_traced_memory()[0] < 100 * many
     finally:
         tracemalloc.stop()
-    assert living(Watch) <= watches
-    assert living(Subscription) <= subscriptions
+    assert living(Watch, Subscription).keys() <= watches.keys()
     assert not store._hub._keys
     assert not store._hub._prefixes
     assert not store._hub.left
     assert not store._hub.afterwards
-    eventually(lambda: _thread._count() <= threads)
+    eventually(lambda: threads.issuperset(threading.enumerate()) and timers(store._sweeper._calls) == timed)
 
 
 @many_of_them
@@ -364,12 +361,11 @@ def test_many_cancelled_waits_leave_nothing(wait: str, many: int) -> None:
     asyncio.run(main(1000))  # what is made once for all is there now
     store.set("-", 0)
     gc.collect()
-    tasks, futures = living(asyncio.Task), living(asyncio.Future)
+    futures = living(asyncio.Future)  # and tasks, which are such
     with suppress_topics(store, shared), nothing_left(store, many):
         asyncio.run(main(many))
     assert not shared._source().waiters
-    assert living(asyncio.Task) <= tasks
-    assert living(asyncio.Future) <= futures
+    assert living(asyncio.Future).keys() <= futures.keys()
     store.set("shared", 1)
     assert shared.get(timeout=0).value == 1
     store.close()
@@ -413,7 +409,7 @@ def test_many_waits_that_timed_out_in_threads_leave_nothing(wait: str, many: int
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(timeout=LONG)
+            thread.join(timeout=PATIENCE)
     assert len(timed_out) == many
     assert not shared._source().waiters
     store.set("shared", 1)
@@ -455,17 +451,6 @@ def test_entries_that_expired_are_physically_gone(many: int) -> None:
 
     store.close()
     eventually(lambda: timers(store._sweeper._calls) == 0)
-
-
-def timers(calls: object) -> int:
-    """How many threads wait for `calls` of a store's sweeper, to make its deadlines come due."""
-    return sum(waits_for(calls, frame) for frame in sys._current_frames().values())
-
-
-def waits_for(calls: object, frame: FrameType | None) -> bool:
-    while frame is not None and frame.f_code.co_name != "_sweep_for_ever":
-        frame = frame.f_back
-    return frame is not None and frame.f_locals["calls"] is calls
 
 
 @many_of_them
@@ -534,6 +519,6 @@ def test_a_watch_dies_at_once_without_the_collector(use: Callable[[Watch], objec
 
                 assert gone() is None, kind
             store.set("-", 0)
-            assert living(Subscription) <= subscriptions
+            assert living(Subscription).keys() <= subscriptions.keys()
         finally:
             gc.enable()

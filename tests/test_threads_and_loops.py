@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import asyncio
 import gc
 import subprocess
@@ -12,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from processes import eventually
+from processes import PATIENCE, eventually, timers
 from stigmergy import MemoryStore
 from stigmergy.testing.conformance.concurrency import in_threads
-from test_scale import LONG, timers
 
 
 @pytest.fixture
@@ -104,7 +102,7 @@ def test_a_wake_up_passes_over_readers_of_a_dead_loop(store: MemoryStore) -> Non
 
     store.set("a", 1)
 
-    parked.join(timeout=LONG)
+    parked.join(timeout=PATIENCE)
     assert not parked.is_alive()
     task._log_destroy_pending = False  # type: ignore[attr-defined]
     task.get_coro().close()
@@ -121,7 +119,7 @@ def test_a_reader_whose_loop_stands_still_does_not_keep_others_waiting(store: Me
         pass
 
     store.set("a", 1)
-    parked.join(timeout=LONG)
+    parked.join(timeout=PATIENCE)
     assert not parked.is_alive()
     store.set("a", 2)
     assert loop.run_until_complete(task).value == 2
@@ -146,7 +144,7 @@ def test_a_reader_that_was_woken_is_not_woken_twice_while_another_one_waits(stor
     store.set("a", 1)
     store.set("a", 2)
     for reader in readers:
-        reader.join(timeout=LONG)
+        reader.join(timeout=PATIENCE)
         assert not reader.is_alive()
 
 
@@ -169,7 +167,7 @@ store.set("a", 1, ttl=3600)
 threading.Thread(target=store.watch("b").get, daemon=True).start()
 print("end")
 """
-    end = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=LONG, check=True)
+    end = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert (end.stdout, end.stderr) == ("end\n", "")
 
 
@@ -200,10 +198,10 @@ async def test_what_came_in_time_is_no_timeout_though_the_loop_had_no_turn(monke
 
 
 def test_no_thread_is_started_before_the_first_ttl() -> None:
-    before = _thread._count()
     with MemoryStore() as store:
         store.set("a", 1)
         store.watch("a")
         asyncio.run(store.aio.set("a", 2))
 
-        assert _thread._count() <= before  # others may end meanwhile
+        assert not store._sweeper._started
+        assert timers(store._sweeper._calls) == 0
