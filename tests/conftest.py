@@ -6,6 +6,7 @@ import asyncio
 import functools
 import gc
 import inspect
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -40,6 +41,16 @@ def new_store(colour: Colour) -> Iterator[Callable[..., Any]]:
 @pytest.fixture
 def store(new_store: Callable[..., Any]) -> Any:
     return new_store()
+
+
+@pytest.fixture
+def ctrl_c_raises() -> Iterator[None]:
+    """What a program begins with: Ctrl-C raises `KeyboardInterrupt`. A signal that is still blocked then is dropped."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from threading import Thread
@@ -114,16 +113,6 @@ def test_main_runs_in_any_thread(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
     assert statuses == [0]
     assert "words: 2\n" in capsys.readouterr().out
-
-
-@pytest.fixture
-def ctrl_c_raises() -> Iterator[None]:
-    """What a program begins with: Ctrl-C raises `KeyboardInterrupt`. A signal that is still blocked then is dropped."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    signal.signal(signal.SIGINT, before)
 
 
 def is_sigint_blocked() -> bool:

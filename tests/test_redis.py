@@ -390,7 +390,7 @@ def be_child(name):
     for number in range(30):
         store.set(name, number)
         assert store.get(name) == number
-        assert mine.get(timeout=60).value == number
+        assert mine.get(timeout=float(patience)).value == number
     async def again():
         for number in range(30, 60):
             await store.aio.set(name, number)
