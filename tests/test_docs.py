@@ -114,7 +114,7 @@ def test_the_guarantees_are_numbered_without_gaps() -> None:
 
 @pytest.mark.slow
 def test_no_id_of_a_test_depends_on_the_hash_seed() -> None:
-    """The processes of pytest-xdist have a seed each, and must collect the same tests. A set of strings shows its own."""
+    """Each process of pytest-xdist has its own seed, and all must collect the same tests. A set of strings shows it."""
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-n", "0", "-m", "", "-p", "no:cacheprovider"]
     collected = [
         subprocess.run(
