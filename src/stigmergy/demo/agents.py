@@ -238,8 +238,8 @@ def collect(store: Store, results: Watch) -> None:
         much = len(waiting) >= _AHEAD // 2 or 4 * sum(len(result.counts) for result in waiting.values()) >= known
         if waiting and (much or store.get("plan") == Plan(totals.merged + len(waiting), complete=True)):
             known = len(store.update("words", partial(with_words, waiting.values()), default=Counter()))
+            store.commit(*map(Delete, waiting))  # before the planner sees the totals, and goes on
             totals = store.update("totals", partial(with_files, waiting.values()), default=totals)
-            store.commit(*map(Delete, waiting))
             waiting.clear()
 
 
