@@ -77,6 +77,9 @@ if hasattr(os, "register_at_fork"):
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[STDERR] = os.dup(2)  # before a test captures it
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A script that runs this in the background ignores Ctrl-C, and so would the programs that the tests interrupt.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
