@@ -2,6 +2,7 @@
 
 General layout, each module importing only those above it:
 
+    _core       machinery that knows no store: forks, helper threads
     errors      StateError and its children
     model       what travels: Entry, Change, Snapshot, Set, Delete, Check
     keys        the grammar of keys, scopes

@@ -12,6 +12,7 @@ from contextlib import suppress
 from math import inf
 from time import monotonic
 
+from stigmergy._core.fork import after_fork_in_child
 from stigmergy.checks import check_timeout, check_writes
 from stigmergy.errors import (
     ClaimLost,
@@ -49,7 +50,6 @@ class Lease:
         self.key = write.key
         self.owner = write.writer
         self.ttl = float(write.ttl)
-        self._process = 0
         self.token = 0
         self.revision = 0
         """That of the entry, as far as is known."""
@@ -66,6 +66,7 @@ class Lease:
         """What kept it from being renewed."""
         self.ended = False
         self.watch: Watch | None = None
+        after_fork_in_child(self, Lease._leave_to_parent)
 
     def claiming(self) -> Set:
         """The write that takes the claim, or renews it."""
@@ -74,7 +75,6 @@ class Lease:
     def hold(self, revision: int, since: float) -> None:
         """Take note that the claim was taken, or renewed, by a write at `revision` that began at `since`."""
         if not self.is_lost():
-            self._process = os.getpid()
             self.token = self.token or revision
             self.deadline = since + self.ttl
             self.renewal = since + self.ttl / 3
@@ -82,9 +82,7 @@ class Lease:
         self.revision = revision
 
     def is_lost(self) -> bool:
-        """Whether the claim is lost: once it is, or was not renewed in time, for good. A child process has none."""
-        if self._process not in (0, os.getpid()):
-            self.lost = self.gone = True
+        """Whether the claim is lost: once it is, or was not renewed in time, for good."""
         if not self.ended and monotonic() >= self.deadline:
             self.lost = True
         return self.lost
@@ -112,6 +110,10 @@ class Lease:
         self.ended = True
         if self.watch is not None:
             self.watch.close()
+
+    def _leave_to_parent(self) -> None:
+        if self.token:
+            self.lost = self.gone = True
 
     def error(self) -> ClaimLost:
         """What those are told who count on it after it was lost."""

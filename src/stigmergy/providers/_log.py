@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 from weakref import finalize
 
+from stigmergy._core.fork import after_fork_in_child
 from stigmergy.aio import AsyncStore
 from stigmergy.checks import check_writes
 from stigmergy.codec import JSON, Codec, check_codec
@@ -16,7 +17,6 @@ from stigmergy.hub import matching, parse_bookmark
 from stigmergy.keys import check_key
 from stigmergy.model import Change, Check, Delete, Entry, Meta, Op, Set, Snapshot, Write
 from stigmergy.providers._engine import AsyncTransport, Encoded, Engine, Page, Place, Stored, Transport, Value
-from stigmergy.providers._fork import in_children
 from stigmergy.providers._reader import Reader
 from stigmergy.store import Store
 from stigmergy.subscription import Staged
@@ -179,7 +179,7 @@ class LogStore(Store):
         self._hub = self._reader.hub
         self.is_closed = False
         self._finalizer = finalize(self, _let_go, self._reader, self._transport)
-        in_children(self, LogStore._live_on_in_child)
+        after_fork_in_child(self, LogStore._live_on_in_child)
 
     def get(self, key: str, default: Any = None) -> Any:
         return self._run(self._log.get(check_key(key), default))

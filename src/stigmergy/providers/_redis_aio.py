@@ -12,6 +12,7 @@ from weakref import finalize
 from redis.asyncio import connection as driver
 from redis.exceptions import NoScriptError
 
+from stigmergy._core.fork import never_release
 from stigmergy.flow import Operation
 from stigmergy.providers._redis_wire import FOREIGN, NO_SCRIPT, Ask, Server, again, is_quiet, translated, watched
 
@@ -19,9 +20,6 @@ __all__ = ["AsyncRedisTransport"]
 
 _MOST_CONNECTIONS = 32
 """Of one loop. Requests beyond wait their turn."""
-
-_abandoned: list[object] = []
-"""Connections of a parent process: were they let go of, they would be closed."""
 
 
 class _Link:
@@ -123,7 +121,7 @@ class AsyncRedisTransport:
         _close_all(self._loops)
 
     def abandon(self) -> None:
-        _abandoned.append(self._loops)
+        never_release(self._loops)
         self._finalizer.detach()
         self._live_on({})
 

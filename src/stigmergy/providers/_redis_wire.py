@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple, cast
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as DriverTimeoutError
 
+from stigmergy._core.fork import never_release
 from stigmergy.errors import OutcomeUnknown, StateError, Unavailable
 from stigmergy.flow import Operation
 from stigmergy.providers._engine import Request
@@ -170,9 +171,6 @@ def is_quiet(readable: Callable[[], bool]) -> bool:
 
 # -- the transport -----------------------------------------------------------------------------------------------------
 
-_abandoned: list[object] = []
-"""Connections of a parent process: were they let go of, they would be closed."""
-
 
 class _Link:
     """A connection, used by one request at a time."""
@@ -245,7 +243,7 @@ class RedisTransport:
             link.drop()
 
     def abandon(self) -> None:
-        _abandoned.append((self._idle, self._waiting))
+        never_release((self._idle, self._waiting))
         self._idle, self._waiting = [], []
 
     def _take(self, ask: Ask, idle: list[_Link]) -> _Link:

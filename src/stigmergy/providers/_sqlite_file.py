@@ -14,6 +14,7 @@ from threading import RLock
 from typing import Any, TypeVar, cast
 from weakref import WeakValueDictionary
 
+from stigmergy._core.fork import never_release
 from stigmergy.errors import OutcomeUnknown, StateError, Unavailable
 from stigmergy.flow import Operation
 from stigmergy.hub import new_epoch
@@ -46,8 +47,6 @@ _LOOK_AT_WAL_EVERY = 16
 _LOOK_EVERY = 0.1
 _SHORTEST_POLL = 0.001
 _LONGEST_POLL = 0.025
-_abandoned: list[object] = []
-"""Connections of a parent process. Closing one in a child would do away with the parent's files."""
 
 
 class Connection(sqlite3.Connection):
@@ -193,7 +192,7 @@ class File:
     def spoil(self) -> None:
         """Refuse to be used in this child process: SQLite has in memory what it did in the parent."""
         self._shared.is_spoiled = True
-        _abandoned.append(self._shared)  # SQLite does not forget either
+        never_release(self._shared)  # SQLite does not forget either
 
     def begin_in_child(self) -> None:
         """In a child process, part with the threads of the parent."""
@@ -331,7 +330,7 @@ class Transport:
 
     def abandon(self) -> None:
         """Same as `_engine.Transport.abandon`."""
-        _abandoned.append(self._idle)
+        never_release(self._idle)
         self._idle = []
         self._file.begin_in_child()
 

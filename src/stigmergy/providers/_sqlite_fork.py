@@ -13,6 +13,8 @@ from threading import get_ident
 from typing import Protocol
 from weakref import WeakSet
 
+from stigmergy._core.fork import after_fork_in_child
+
 __all__ = ["enter", "join", "leave"]
 
 _ROUNDS = 2000
@@ -84,13 +86,14 @@ def _after_in_parent() -> None:
         _forks.remove(get_ident())
 
 
-def _after_in_child() -> None:
+def _after_in_child(parties: WeakSet[Party]) -> None:
     if _inside:
-        for party in list(_parties):
+        for party in list(parties):
             party.spoil()
     _inside.clear()
     _forks.clear()
 
 
+after_fork_in_child(_parties, _after_in_child)
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
+    os.register_at_fork(before=_before, after_in_parent=_after_in_parent)

@@ -17,6 +17,7 @@ from operator import itemgetter
 from threading import RLock
 from typing import Any, Final, Literal, TypeAlias
 
+from stigmergy._core.fork import after_fork_in_child
 from stigmergy.checks import check_number, check_writes
 from stigmergy.errors import InvalidValue, RevisionConflict, StoreClosed, StoreFull
 from stigmergy.flow import OpenWatch, Scan
@@ -24,7 +25,6 @@ from stigmergy.hub import Hub
 from stigmergy.keys import check_key
 from stigmergy.model import Change, Check, Delete, Entry, Meta, Op, Set, Snapshot, Ttl, Write
 from stigmergy.providers._deadlines import Deadlines
-from stigmergy.providers._fork import in_children
 from stigmergy.providers._sorted import KeyOrder
 from stigmergy.providers._sweeper import Sweeper
 from stigmergy.store import Store
@@ -98,7 +98,7 @@ class MemoryStore(Store):
             history=history,
         )
         self._sweeper = Sweeper(self._sweep)
-        in_children(self, MemoryStore._live_on_in_child)
+        after_fork_in_child(self, MemoryStore._live_on_in_child)
 
     def get(self, key: str, default: Any = None) -> Any:
         if type(key) is str and self._pending is None:

@@ -1,0 +1,1 @@
+"""What the contract is made of. Not for programs: names in here may change at any time."""
