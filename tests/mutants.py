@@ -165,6 +165,13 @@ MUTANTS = [
         (SUITE + "test_a_watch_is_subscribed_before_the_next_write",),
     ),
     Mutant(
+        "helper threads take the signals of the process",
+        "_core/helpers.py",
+        "        signal.pthread_sigmask(signal.SIG_BLOCK, _all_but_faults())\n",
+        "",
+        ("tests/test_interrupts.py -k sigwait",),
+    ),
+    Mutant(
         "a watch resumes one change too late",
         "hub.py",
         "for revision in range(since + 1, self.revision + 1)]",

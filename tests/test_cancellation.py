@@ -51,7 +51,7 @@ from stigmergy import (
     with_hooks,
 )
 from stigmergy.flow import arun
-from stigmergy.threads import _going
+from stigmergy.threads import _pending_calls
 
 LONGEST = 40
 """More steps than any coroutine here takes."""
@@ -204,7 +204,7 @@ class Scene:
         quiet = 0
         while quiet < 2:
             await turns()
-            going = list(_going)
+            going = wait(list(_pending_calls), timeout=0).not_done
             await asyncio.to_thread(wait, going)
             quiet = 0 if going else quiet + 1
         await turns()

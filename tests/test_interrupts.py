@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from processes import eventually
-from stigmergy import Compacted, MemoryStore, Set, WatchClosed
+from stigmergy import Compacted, MemoryStore, Set, WatchClosed, claim
+from stigmergy._core.helpers import start_helper
 
 POSIX = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX timers")
 
@@ -266,3 +267,62 @@ def test_deadlines_of_the_parent_come_due_in_a_child_that_watches() -> None:
 
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     store.close()
+
+
+# -- signals that a program waits for ----------------------------------------------------------------------------------
+
+HELPERS = {
+    "timer": """
+store = MemoryStore()
+store.set("a", 1, ttl=3600)
+""",
+    "keeper of a claim": """
+held = claim(MemoryStore(), "task", "planner", 3600)
+held.__enter__()
+""",
+    "worker of an async interface": """
+store = Blocking()
+asyncio.run(store.aio.get("a"))
+""",
+}
+WAITS_BY_SIGWAIT = """
+import asyncio, os, signal, sys, time
+from stigmergy import MemoryStore, claim
+
+class Blocking(MemoryStore):
+    blocking = True
+{start}
+while len(sys._current_frames()) < 2:
+    time.sleep(0.001)  # until the helper thread runs
+signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGTERM}})
+for _ in range(20):
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.sigwait({{signal.SIGTERM}}) == signal.SIGTERM
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="signals of POSIX")
+@pytest.mark.parametrize("helper", HELPERS)
+def test_a_signal_that_the_program_waits_for_by_sigwait_is_not_taken_by_a_helper_thread(helper: str) -> None:
+    program = WAITS_BY_SIGWAIT.format(start=HELPERS[helper])
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="signals of POSIX")
+def test_starting_a_helper_thread_leaves_the_signals_of_the_starting_one_as_they_were() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+    try:
+        with MemoryStore() as store, claim(store, "task", "planner", 3600):
+            assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before | {signal.SIGUSR2}
+        with pytest.raises(RuntimeError, match="no more"):
+            start_helper(refuse)
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before | {signal.SIGUSR2}
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def refuse() -> None:
+    raise RuntimeError("no more threads")

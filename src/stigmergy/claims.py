@@ -15,6 +15,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, cast, overload
 from weakref import ref
 
+from stigmergy._core.helpers import start_helper
 from stigmergy.aio import AsyncStore
 from stigmergy.checks import check_timeout
 from stigmergy.lease import Lease, acquire, fenced, keep, release, write_delete, write_set, writer_of
@@ -125,7 +126,7 @@ class Claim(_Held):
         self._store.run(acquire(self._lease, self._timeout))
         try:
             # The thread knows this object only weakly, so that one that is dropped is not renewed for ever.
-            start_new_thread(_keep_in_thread, (self._store, self._lease, cast("ref[Claim]", ref(self))))
+            start_helper(start_new_thread, _keep_in_thread, (self._store, self._lease, cast("ref[Claim]", ref(self))))
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 from _thread import allocate_lock, get_ident, start_new_thread
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,6 +13,7 @@ from threading import RLock
 from time import monotonic
 from typing import Any, Protocol
 
+from stigmergy._core.helpers import start_helper
 from stigmergy.errors import OutcomeUnknown, Unavailable
 from stigmergy.flow import Flow, OpenWatch, run
 from stigmergy.hub import Hub
@@ -106,7 +106,7 @@ class Reader:
             self.hub.begin(place.epoch, place.revision)
             self._transport = transport = self._log.engine.transport()
             try:
-                start_new_thread(self._follow, (transport,))
+                start_helper(start_new_thread, self._follow, (transport,))
             except BaseException:
                 self._transport = None  # and if the thread was started nevertheless, it ends
                 raise
@@ -114,7 +114,6 @@ class Reader:
     # -- in the thread -------------------------------------------------------------------------------------------------
 
     def _follow(self, transport: Transport) -> None:
-        _leave_signals_to_others()
         self._thread = get_ident()
         failures = 0
         try:
@@ -184,16 +183,6 @@ class Reader:
             )
         with suppress(Empty):
             self._pauses.get(timeout=uniform(0, min(0.02 * 2 ** min(failures, 10), _LONGEST_PAUSE)))
-
-
-def _leave_signals_to_others() -> None:
-    """Let this thread receive none but its own faults: the program may block them elsewhere, and wait for them there.
-
-    It may also be ending, with its handlers gone already, while this thread is not.
-    """
-    if hasattr(signal, "pthread_sigmask"):  # not on Windows
-        faults = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - faults)
 
 
 def _nothing() -> None:

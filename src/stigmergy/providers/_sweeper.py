@@ -10,6 +10,8 @@ from math import inf
 from queue import Empty, SimpleQueue
 from weakref import WeakMethod
 
+from stigmergy._core.helpers import start_helper
+
 __all__ = ["Sweeper"]
 
 _SHORTEST_SLEEP = 0.001
@@ -41,7 +43,7 @@ class Sweeper:
         else:
             self._started = True
             try:
-                start_new_thread(self._run, (self._sweep, self._calls))
+                start_helper(start_new_thread, self._run, (self._sweep, self._calls))
             except RuntimeError:  # no more threads, or the interpreter is ending: the next one tries again
                 self._rest()
 
