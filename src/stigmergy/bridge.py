@@ -18,7 +18,7 @@ from stigmergy.errors import StoreClosed
 from stigmergy.flow import OpenWatch
 from stigmergy.model import Check, Delete, Entry, Set, Snapshot, Ttl
 from stigmergy.store import Store
-from stigmergy.subscription import Subscription
+from stigmergy.subscription import fills
 from stigmergy.threads import Threads
 from stigmergy.watch import Unopened, Watch
 
@@ -56,16 +56,16 @@ class _InlineStore(AsyncStore):
         return self._store.scan(prefix, keys=keys, after=after, limit=limit)
 
     async def commit(self, *writes: Set | Delete | Check) -> tuple[int | None, ...]:
-        before = Subscription.last_fill
+        before = fills.last
         revisions = self._store.commit(*writes)
-        if Subscription.last_fill is not before:
+        if fills.last is not before:
             await asyncio.sleep(0)
         return revisions
 
     async def set(self, key: str, value: Any, *, if_revision: int | None = None, ttl: Ttl = None) -> int:
-        before = Subscription.last_fill
+        before = fills.last
         revision = self._store.set(key, value, if_revision=if_revision, ttl=ttl)
-        if Subscription.last_fill is not before:
+        if fills.last is not before:
             await asyncio.sleep(0)
         return revision
 

@@ -14,7 +14,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from sys import maxsize
 from time import time
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from stigmergy.errors import Lagged, StateError
 from stigmergy.model import Change, Op
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from stigmergy.flow import OpenWatch
     from stigmergy.hub import Hub
 
-__all__ = ["EveryChange", "LatestState", "Staged", "Subscription", "Waiter"]
+__all__ = ["EveryChange", "LatestState", "Staged", "Subscription", "Waiter", "fills"]
 
 _SET = Op.SET
 _NOTHING: deque[Change] = deque()
@@ -38,13 +38,27 @@ class Waiter(Protocol):
         ...
 
 
+class Fills:
+    """Whether a buffer has become full, anywhere: an async write that sees that lets readers run.
+
+    One object for all, so that it holds for every store that has a hub. Not an attribute of a class: to set one costs
+    CPython what it has learned of the class, and 3.13 soon stops learning (benchmark: fan-out to 100 watches).
+    """
+
+    __slots__ = ("last",)
+
+    def __init__(self) -> None:
+        self.last: object = None
+        """Another object after each."""
+
+
+fills = Fills()
+
+
 class Subscription(ABC):
     """A watch as its hub sees it. All but waking, and the list of waiters, is used with the hub's lock held."""
 
     __slots__ = ("ended", "epoch", "error", "hub", "keys", "loaded", "prefix", "seen", "taken", "until", "waiters")
-
-    last_fill: ClassVar[object] = None
-    """Another object whenever a buffer has become full, anywhere: an async write that sees that lets readers run."""
 
     dropped: int
 
@@ -180,7 +194,7 @@ class EveryChange(Subscription):
         if self.waiters:
             self.hub.afterwards.append(self)
         if room <= 1:
-            Subscription.last_fill = object()
+            fills.last = object()
 
     def take(self) -> Change | None:
         loaded, buffer = self.loaded, self.buffer
