@@ -134,8 +134,8 @@ MUTANTS = [
     Mutant(
         "a second change wakes nobody",
         "subscription.py",
-        "        if self.waiters:\n            self.hub.afterwards.append(self)\n        if room <= 1",
-        "        if self.waiters and room == self.capacity:\n            self.hub.afterwards.append(self)\n"
+        "        if self.waiters:\n            self.hub.to_wake.append(self)\n        if room <= 1",
+        "        if self.waiters and room == self.capacity:\n            self.hub.to_wake.append(self)\n"
         "        if room <= 1",
         ("tests/test_watch.py::test_each_of_several_changes_at_once_wakes_a_reader",),
     ),
@@ -195,14 +195,14 @@ MUTANTS = [
     Mutant(
         "what was interrupted is not rolled forward",
         "hub.py",
-        "        with self.lock:\n            self._settle_while_locked()\n        self.act()\n\n    def act",
-        "        return\n\n    def act",
+        "        with self.lock:\n            self._settle_while_locked()\n        self.run_deferred()\n\n",
+        "        return\n\n",
         ("tests/test_strikes.py -k its_writer[delete]",),
     ),
     Mutant(
         "closing wakes nobody",
         "hub.py",
-        "        for subscription in subscriptions:\n            self.afterwards.append(subscription)\n",
+        "        for subscription in subscriptions:\n            self.to_wake.append(subscription)\n",
         "        for subscription in subscriptions:\n",
         ("tests/test_races.py -k ends_every_reader",),
     ),

@@ -318,7 +318,8 @@ def nothing_left(store: MemoryStore, many: int) -> Iterator[None]:
     assert not store._hub._keys
     assert not store._hub._prefixes
     assert not store._hub.left
-    assert not store._hub.afterwards
+    assert not store._hub.to_wake
+    assert not store._hub.to_release
     eventually(lambda: threads.issuperset(threading.enumerate()) and timers(store._sweeper._calls) == timed)
 
 

@@ -1,8 +1,8 @@
 """Hub: which watches does a change reach, and the ring of recent changes.
 
-A store owns one hub and one lock, and calls the hub with the lock held; what must not happen under the lock (waking,
-logging, letting go of values) is noted in `afterwards` and done by `act` after its release. Everything here can be
-interrupted and called again, on the same thread too: see *uninterrupted* in `subscription.py`.
+A store owns one hub and one lock, and calls the hub with the lock held; what must not happen under the lock is put off
+until its release: waking and logging in `to_wake`, releasing values in `to_release`. Everything here can be interrupted
+and called again, on the same thread too: see *uninterrupted* in `subscription.py`.
 """
 
 from __future__ import annotations
@@ -45,13 +45,14 @@ class Hub:
         "_keys",
         "_prefixes",
         "_ring",
-        "afterwards",
         "deliver",
         "epoch",
         "left",
         "lock",
         "revision",
         "settle",
+        "to_release",
+        "to_wake",
     )
 
     def __init__(
@@ -69,8 +70,10 @@ class Hub:
         self.deliver = deliver
         self.revision = 0
         """The revision up to which everything was published."""
-        self.afterwards: deque[Any] = deque()
-        """What to do once the lock is released: subscriptions to wake; all else was just to be kept alive."""
+        self.to_wake: deque[Subscription] = deque()
+        """Whose readers to wake once the lock is released."""
+        self.to_release: list[object] = []
+        """What to keep alive until the lock is released: it may have a finaliser, and that is a program's own code."""
         self.left: deque[Subscription] = deque()
         """Subscriptions to be removed; the finaliser of a watch may append here, and does nothing else."""
         self.epoch = new_epoch()
@@ -193,17 +196,17 @@ class Hub:
     def close(self) -> None:
         """End all watches, and forget what was remembered. Doing so again changes nothing."""
         ring, self._ring = self._ring, [None] * self._history
-        self.afterwards.append(ring)
+        self.to_release.append(ring)
         self._end(self._everybody())
 
     def locked(self, function: Callable[..., T], *args: Any) -> T:
-        """Return `function(*args)`, called with the lock held and everything settled; then act, whatever happens."""
+        """Return `function(*args)`, called with the lock held and everything settled. Then do what was put off."""
         try:
             with self.lock:
                 self._settle_while_locked()
                 result = function(*args)
-            if self.afterwards:
-                self.act()
+            if self.to_wake or self.to_release:
+                self.run_deferred()
         except BaseException:
             self.recover()
             raise
@@ -213,20 +216,20 @@ class Hub:
         """Finish what an interrupted user of the lock left: a commit may be a fact, and nobody have heard of it."""
         with self.lock:
             self._settle_while_locked()
-        self.act()
+        self.run_deferred()
 
-    def act(self) -> None:
+    def run_deferred(self) -> None:
         """Do what was put off until the lock was released."""
         try:
-            while self.afterwards:
+            self.to_release.clear()
+            while self.to_wake:
                 try:
-                    item = self.afterwards.popleft()
+                    subscription = self.to_wake.popleft()
                 except IndexError:
-                    return
-                if isinstance(item, Subscription):
-                    item.wake_all() if item.ended else item.wake()
+                    return  # another thread was as quick
+                subscription.wake_all() if subscription.ended else subscription.wake()
         except BaseException:
-            # Interrupted with an item in hand. A needless wake-up does no harm, a lost one does: wake them all.
+            # Interrupted with one in hand. A needless wake-up does no harm, a lost one does: wake them all.
             with self.lock:
                 everybody = self._everybody()
             for subscription in everybody:
@@ -236,7 +239,7 @@ class Hub:
     def tidy(self) -> None:
         """Remove the subscriptions that left."""
         while (subscription := self.left[0] if self.left else None) is not None:
-            self.afterwards.append(subscription)  # kept alive, with all it had buffered, until the lock is released
+            self.to_release.append(subscription)  # with all that it has buffered
             subscription.end()
             for length, name in _places(subscription):
                 topics = self._topics(length)
@@ -262,18 +265,20 @@ class Hub:
             subscription.waiters.clear()
         self._end(self._everybody())
         self.tidy()
-        self.afterwards.clear()
+        self.to_wake.clear()
 
     def _settle_while_locked(self) -> None:
         done = self.settle()
         if done is not None:
-            self.afterwards.append(done)
+            self.to_release.append(done)
 
     def _end(self, subscriptions: Iterable[Subscription]) -> None:
         self.tidy()
         for subscription in subscriptions:
-            self.afterwards.append(subscription)
-            self.left.append(subscription)  # tidied away by the next one: until it was woken, `act` must find it
+            self.to_wake.append(subscription)
+            self.left.append(
+                subscription
+            )  # tidied away by the next one: until it was woken, `run_deferred` must find it
             subscription.end()
 
     def _subscription(self, request: OpenWatch) -> Subscription:

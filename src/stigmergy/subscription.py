@@ -192,7 +192,7 @@ class EveryChange(Subscription):
                 self.dropped += 1
             buffer.append(change)
         if self.waiters:
-            self.hub.afterwards.append(self)
+            self.hub.to_wake.append(self)
         if room <= 1:
             fills.last = object()
 
@@ -238,11 +238,11 @@ class EveryChange(Subscription):
             return first
 
     def _make_way(self) -> None:
-        """Keep alive, until the lock is released, what is about to leave the buffer: its value may have a finaliser."""
+        """Keep alive, until the lock is released, what is about to leave the buffer."""
         if not self.warned:
-            self.hub.afterwards.append(self)
+            self.hub.to_wake.append(self)
         if self.buffer:
-            self.hub.afterwards.append(self.buffer[0])
+            self.hub.to_release.append(self.buffer[0])
 
 
 class LatestState(Subscription):
@@ -265,7 +265,7 @@ class LatestState(Subscription):
         pending, key = self.loaded, change.key
         replaced = pending.get(key)
         if replaced is not None:
-            self.hub.afterwards.append(replaced)  # kept alive until the lock is released
+            self.hub.to_release.append(replaced)
         if change.revision > self.seen:  # uninterrupted
             self.seen = change.revision
             if key in pending:
@@ -273,7 +273,7 @@ class LatestState(Subscription):
             if change.op is _SET or key in self.delivered:
                 pending[key] = change
         if self.waiters:
-            self.hub.afterwards.append(self)
+            self.hub.to_wake.append(self)
 
     def take(self) -> Change | None:
         pending, delivered = self.loaded, self.delivered
@@ -311,7 +311,7 @@ class LatestState(Subscription):
         for key in sorted(gone):
             there[key] = _gone(key, revision)
         self.epoch, self.loaded, self.seen = self.hub.epoch, there, revision
-        self.hub.afterwards.append(self)
+        self.hub.to_wake.append(self)
 
 
 class Staged(Subscription):

@@ -163,7 +163,7 @@ class MemoryStore(Store):
     def _enter_while_locked(self) -> float:
         """Settle, and make due deadlines into changes; return the time. Raises `StoreClosed`."""
         if self._pending is not None:
-            self._hub.afterwards.append(self._settle())
+            self._hub.to_release.append(self._settle())
         if self._pending is _CLOSED:
             raise StoreClosed
         now = self._clock()
@@ -220,8 +220,8 @@ class MemoryStore(Store):
                         if self._pending is pending:  # uninterrupted
                             self._pending = None
                         break
-            if self._hub.afterwards:
-                self._hub.act()
+            if self._hub.to_wake or self._hub.to_release:
+                self._hub.run_deferred()
         except BaseException:
             self._hub.recover()
             raise
@@ -233,7 +233,7 @@ class MemoryStore(Store):
             seen = self._revision
             pending, revisions = self._decide(writes, seen, now)
             if not pending or self._commit_point(seen, pending):
-                self._hub.afterwards.append(self._settle())
+                self._hub.to_release.append(self._settle())
                 return revisions
 
     def _decide(
@@ -317,10 +317,10 @@ class MemoryStore(Store):
 
     def _close_while_locked(self) -> None:
         while self._pending is not _CLOSED:
-            self._hub.afterwards.append(self._settle())
+            self._hub.to_release.append(self._settle())
             if self._pending is None:  # uninterrupted
                 self._pending = _CLOSED
-        self._hub.afterwards.append((self._settle(), self._entries.copy()))
+        self._hub.to_release.append((self._settle(), self._entries.copy()))
         self._entries.clear()
 
     # -- reading -------------------------------------------------------------------------------------------------------
@@ -383,7 +383,7 @@ class MemoryStore(Store):
             stored = (None, seen + 1, None, time.time(), None, None, seen + 1, inf)
             if not self._commit_point(seen, ((key, stored, before, _DELETE, True),)):
                 return
-            self._hub.afterwards.append(self._settle())
+            self._hub.to_release.append(self._settle())
         self._deadlines.drop(due)
 
     def _sweep(self) -> float:
