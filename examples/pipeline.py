@@ -87,7 +87,7 @@ async def kill_one_at_work(store: AsyncStore, workers: list[Worker]) -> None:
 
 async def main() -> None:
     async with MemoryStore().aio as store:
-        history = store.watch(prefix="", capacity=None)
+        history = await store.watch(prefix="", capacity=None)
         await plan(acting_as(store, "planner"))
         workers = [hire(store, number) for number in range(WORKERS)]
         reviewing = asyncio.create_task(review(acting_as(store, "reviewer")))

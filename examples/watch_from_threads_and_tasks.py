@@ -28,11 +28,11 @@ def logbook(room: Watch) -> None:
 
 async def main() -> None:
     store = MemoryStore()
-    # A watch is subscribed when it is returned: whatever is written from then on is in it, however late its reader is.
+    # A watch counts from its opening on: whatever is written from then on is in it, however late its reader starts.
     reader = Thread(target=logbook, args=(store.watch(prefix="room/"),))
     reader.start()
     async with store.aio:
-        task = asyncio.create_task(heating(store.aio, store.watch("room/degrees")))
+        task = asyncio.create_task(heating(store.aio, await store.aio.watch("room/degrees")))
         await asyncio.to_thread(weather, store)
     await task  # its watch ended with the store,
     await asyncio.to_thread(reader.join)  # and so did this one, once it was read to its end

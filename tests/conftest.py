@@ -77,6 +77,7 @@ ALONE = frozenset(
         "test_layout",
         "test_linearizability",
         "test_log",
+        "test_opening",
         "test_processes",
         "test_races",
         "test_redis",

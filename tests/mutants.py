@@ -157,11 +157,13 @@ MUTANTS = [
         ("tests/test_watch.py::test_a_reader_cancelled_after_it_was_woken_passes_the_wake_up_on",),
     ),
     Mutant(
-        "a watch is subscribed when it is first read",
+        "a watch is subscribed a little after its opening",
         "bridge.py",
-        "    def open_watch(self, request: OpenWatch) -> Watch:\n        return self._store.open_watch(request)",
-        "    def open_watch(self, request: OpenWatch) -> Watch:\n"
-        "        return Watch(partial(self._store.open_watch, request))",
+        "    async def open_watch(self, request: OpenWatch) -> Watch:\n        return self._store.open_watch(request)",
+        "    async def open_watch(self, request: OpenWatch) -> Watch:\n"
+        "        watch = self._store.open_watch(request)\n"
+        "        watch._subscription.seen += not request.latest\n"
+        "        return watch",
         (SUITE + "test_a_watch_is_subscribed_before_the_next_write",),
     ),
     Mutant(
@@ -170,6 +172,20 @@ MUTANTS = [
         "        signal.pthread_sigmask(signal.SIG_BLOCK, _all_but_faults())\n",
         "",
         ("tests/test_interrupts.py -k sigwait",),
+    ),
+    Mutant(
+        "an opening is opened by its first step",
+        "watch.py",
+        "    def __aiter__(self) -> object:\n",
+        "    async def __aiter__(self) -> object:\n",
+        ("tests/test_opening.py -k says_how_to_open_it[memory]",),
+    ),
+    Mutant(
+        "a cancelled opening stays subscribed as long as its task is kept",
+        "threads.py",
+        "            del done  # the error",
+        "            pass  # the error",
+        ("tests/test_opening.py -k though_the_task_is_kept[sqlite-awaited]",),
     ),
     Mutant(
         "a watch resumes one change too late",
@@ -232,16 +248,16 @@ MUTANTS = [
     Mutant(
         "an observer fails a write that happened",
         "hooks.py",
-        '        _log("a hook that observes %r failed", args[0])',
-        "        raise",
+        '            _log("a hook that observes %r failed", key)',
+        "            raise",
         ("tests/test_hooks.py -k cannot_fail_an_operation",),
     ),
     Mutant(
         "conditional writes go around hooks",
         "hooks.py",
-        "        if isinstance(write, Set):\n            yield from _calls(hooks.before_set",
-        "        if isinstance(write, Set) and write.if_revision is None:\n"
-        "            yield from _calls(hooks.before_set",
+        "            if isinstance(write, Set):\n                asked.append((hooks.before_set",
+        "            if isinstance(write, Set) and write.if_revision is None:\n"
+        "                asked.append((hooks.before_set",
         ("tests/test_hooks.py -k every_attempt",),
     ),
     Mutant(

@@ -17,7 +17,7 @@ import redis
 
 from processes import PATIENCE, eventually
 from servers import Server
-from stigmergy import AsyncStore, Change, Check, Compacted, Delete, Op, Set, Watch
+from stigmergy import Change, Check, Compacted, Delete, Op, Set, Watch
 from stigmergy.providers.redis import RedisStore
 from stigmergy.testing import Colour
 
@@ -109,9 +109,7 @@ async def performed(face: Any, operation: str) -> Any:
 
 async def open_there(face: Any) -> Watch:
     """A watch that is open."""
-    watch: Watch = face.watch("there", "written")
-    if isinstance(face, AsyncStore):
-        await watch
+    watch: Watch = await face.watch("there", "written")
     return watch
 
 

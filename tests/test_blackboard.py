@@ -33,7 +33,8 @@ def board_on(store: Any, colour: Colour, **options: Any) -> Blackboard[Any]:
 async def test_writes_bear_the_agents_name_and_one_watch_has_them_in_order(store: Any, colour: Colour) -> None:
     board = board_on(store, colour, reducers={"notes": add})
     one, two = colour.face(board.agent("one")), colour.face(board.agent("two"))
-    watches = board.watch("notes", "plan"), board.watch()
+    asked = board.watch("notes", "plan"), board.watch()
+    watches = [await each if colour.name == "async" else each for each in asked]
 
     await one.set("plan", 1)
     await two.set("notes", ["x"])

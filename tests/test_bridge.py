@@ -30,7 +30,6 @@ from stigmergy import (
     StoreClosed,
     Unavailable,
     Watch,
-    WatchClosed,
 )
 from stigmergy.providers.sqlite import SQLiteStore
 
@@ -79,7 +78,8 @@ class NativeStore(AsyncStore):
         await self.pause()
         return self.memory.commit(*writes)
 
-    def open_watch(self, request: OpenWatch) -> Watch:
+    async def open_watch(self, request: OpenWatch) -> Watch:
+        await self.pause()
         return self.memory.open_watch(request)
 
     async def close(self) -> None:
@@ -110,77 +110,28 @@ async def test_a_blocking_store_is_called_in_threads() -> None:
         store.get("a")
 
 
-async def test_a_watch_of_a_blocking_store_is_subscribed_before_the_next_operation() -> None:
+async def test_a_watch_of_a_blocking_store_hears_all_that_is_written_after_its_opening() -> None:
     async with BlockingStore().aio as store:
         for number in range(100):
-            watch = store.watch("a")
+            watch = await store.watch("a")
             await asyncio.gather(*[store.set("a", number) for _ in range(5)])
             assert [(await watch.aget()).value for _ in range(5)] == [number] * 5
 
 
-async def test_a_watch_of_a_blocking_store_is_subscribed_by_await_and_by_first_use() -> None:
-    store = BlockingStore()
-    awaited = await store.aio.watch("a")
-    first_use = store.aio.watch("a").map(lambda change: change._replace(value=change.value + 1))
-    reader = asyncio.create_task(first_use.aget())
-    while not (first_use._subscription and first_use._subscription.waiters):  # noqa: ASYNC110, nobody sets an event
-        await asyncio.sleep(0)
-    store.set("a", 1)
-
-    assert (await anext(awaited)).value == 1
-    assert (await reader).value == 2
-    store.close()
-
-
-async def test_what_goes_wrong_at_subscription_is_raised_at_first_use_and_fails_nobody_else() -> None:
+async def test_what_goes_wrong_at_an_opening_is_raised_there_and_fails_nobody_else() -> None:
     async with BlockingStore().aio as store:
-        watch = store.watch("a", since=7)
+        opening = store.watch("a", since=7)
         await store.set("a", 1)
 
-        for _ in range(2):
-            with pytest.raises(Compacted):
-                await anext(watch)
+        with pytest.raises(Compacted):
+            await opening
         with pytest.raises(Compacted):
             async with store.watch("a", since=7):
                 pass
+        assert await store.get("a") == 1
 
 
-async def test_opening_a_watch_would_block_the_loop_and_says_so() -> None:
-    async with BlockingStore().aio as store:
-        with pytest.raises(RuntimeError, match="async with"):
-            store.watch("a").get_nowait()
-
-
-async def test_a_watch_closed_while_it_is_opened_has_ended() -> None:
-    opening, go_on = threading.Event(), threading.Event()
-
-    class SlowStore(BlockingStore):
-        def open_watch(self, request: OpenWatch) -> Watch:
-            opening.set()
-            go_on.wait()
-            return super().open_watch(request)
-
-    async with SlowStore().aio as store:
-        watch = store.watch("a")
-        task = asyncio.create_task(watch.aget())
-        await asyncio.to_thread(opening.wait)
-        watch.close()
-        go_on.set()
-
-        with pytest.raises(WatchClosed):
-            await task
-        assert all(subscription.ended for subscription in store.sync._hub._everybody())
-
-
-async def test_watches_that_were_opened_are_not_remembered_for_ever() -> None:
-    async with BlockingStore().aio as store:
-        for _ in range(100):
-            async with store.watch("a"):
-                pass
-        assert len(store._unopened._watches) < 3  # type: ignore[attr-defined]
-
-
-async def test_an_engine_that_is_away_is_asked_once_and_every_watch_says_so() -> None:
+async def test_an_engine_that_is_away_is_asked_once_by_each_opening_and_by_nothing_else() -> None:
     asked = []
 
     class Away(BlockingStore):
@@ -189,16 +140,14 @@ async def test_an_engine_that_is_away_is_asked_once_and_every_watch_says_so() ->
             raise Unavailable("nobody is there")
 
     async with Away().aio as store:
-        watches = [store.watch("a") for _ in range(30)]
-        closed = store.watch("a")
-        closed.close()
+        openings = [store.watch(f"{number}") for number in range(3)]
         await store.set("a", 1)
 
-        assert len(asked) == 1
-        for watch in watches:
+        assert asked == []
+        for opening in openings:
             with pytest.raises(Unavailable):
-                await anext(watch)
-        assert [change async for change in closed] == []
+                await opening
+        assert [request.keys for request in asked] == [("0",), ("1",), ("2",)]
 
 
 async def test_the_threads_of_a_face_end_with_it_and_know_the_context_of_the_caller() -> None:
@@ -261,15 +210,6 @@ asyncio.run(main())
     assert (done.returncode, done.stderr) == (0, "")
     with SQLiteStore(tmp_path / "state.db") as store:
         assert store.scan().revision == 100
-
-
-async def test_a_watch_closed_before_it_was_opened_has_ended() -> None:
-    async with BlockingStore().aio as store:
-        watch = store.watch("a")
-        watch.close()
-        await store.set("a", 1)
-
-        assert [change async for change in watch] == []
 
 
 def test_a_native_async_store_serves_threads_through_its_sync_face() -> None:

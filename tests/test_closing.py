@@ -231,7 +231,7 @@ def test_a_store_closed_at_any_moment_ends_everybody_and_delivers_what_it_has(wa
         shared = traffic.got
         assert len(shared) == len(set(shared))
         assert set(shared) <= set(delivered)
-        assert not traffic.shared._source().waiters
+        assert not traffic.shared._subscription.waiters
         for _ in range(2):
             traffic.store.close()
         with pytest.raises(StoreClosed):
@@ -415,7 +415,7 @@ def test_a_loop_closed_with_a_hundred_waiters_harms_no_other_loop(way: str, sche
         reader = asyncio.create_task(shared.aget())
         await asyncio.sleep(0)
         await store.aio.set("a", 0)
-        assert not any(watch._source().waiters for watch in watches)  # one write is enough
+        assert not any(watch._subscription.waiters for watch in watches)  # one write is enough
         for number in range(1, 1000):
             await store.aio.set("a", number)
         return (await reader).value
@@ -434,14 +434,17 @@ def test_a_loop_that_ends_with_a_hundred_waiters_leaves_nothing_behind(
     make: Callable[[], MemoryStore], noise: list[str]
 ) -> None:
     store = make()
-    watch = store.aio.watch("a")
     tasks: list[asyncio.Task[Any]] = []
 
+    async def open_watch() -> Watch:
+        return await store.aio.watch("a")
+
+    watch = asyncio.run(open_watch())
+
     async def leave_readers() -> None:
-        await watch
         tasks.extend(asyncio.create_task(watch.aget()) for _ in range(100))
         await asyncio.sleep(0)
-        assert len(watch._source().waiters) == 100
+        assert len(watch._subscription.waiters) == 100
 
     async def write() -> int:
         reader = asyncio.create_task(watch.aget())
@@ -451,7 +454,7 @@ def test_a_loop_that_ends_with_a_hundred_waiters_leaves_nothing_behind(
 
     for _ in range(2):
         asyncio.run(leave_readers())
-        assert not watch._source().waiters
+        assert not watch._subscription.waiters
         assert asyncio.run(write()) == 0
         drain(watch)
     assert all(task.cancelled() for task in tasks)
@@ -543,7 +546,7 @@ def test_a_watch_request_may_be_performed_in_a_loop_and_read_in_a_thread() -> No
     with MemoryStore() as store:
 
         async def open_watch() -> Watch:
-            return store.aio.open_watch(OpenWatch(["a"]))
+            return await store.aio.open_watch(OpenWatch(["a"]))
 
         watch = asyncio.run(open_watch())
         party = Party(reader=lambda: watch.get().value, writer=lambda: asyncio.run(store.aio.set("a", 1)))

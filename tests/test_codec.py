@@ -436,7 +436,7 @@ def test_strict_json_takes_exactly_what_json_takes(make: Callable[[], Any]) -> N
 
 async def test_a_store_that_copies_by_strict_json_gives_back_what_it_took(new_store: Callable[..., Any]) -> None:
     store = new_store(copy=strict_json)
-    watch = store.watch("a")
+    watch = await store.watch("a")
 
     for value in PLAIN:
         await store.set("a", value)

@@ -159,7 +159,8 @@ class Suspending(AsyncStore):
         await asyncio.sleep(0)
         return self._memory.commit(*writes)
 
-    def open_watch(self, request: OpenWatch) -> Watch:
+    async def open_watch(self, request: OpenWatch) -> Watch:
+        await asyncio.sleep(0)
         return self._memory.open_watch(request)
 
     async def close(self) -> None:

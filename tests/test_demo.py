@@ -5,6 +5,7 @@ A test runs the demo in this process where the fact allows. Nothing waits for a 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import re
@@ -551,7 +552,11 @@ def test_when_an_agent_fails_everybody_goes_home_and_its_error_is_raised() -> No
 def test_every_watch_of_the_store_is_audited_whoever_opens_it() -> None:
     missed: list[int] = []
     store = apply_middleware(MemoryStore(), noting(missed))
-    narrow, wide, latest = store.watch("a", capacity=2), store.aio.watch("a"), store.observe("a")
+
+    async def open_async() -> Watch:
+        return await store.aio.watch("a")
+
+    narrow, wide, latest = store.watch("a", capacity=2), asyncio.run(open_async()), store.observe("a")
 
     for number in range(5):
         store.set("a", number)

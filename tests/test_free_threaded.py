@@ -12,10 +12,8 @@ from typing import Any
 import pytest
 
 from stigmergy import Change, MemoryStore, Set, StoreClosed, WatchClosed
-from stigmergy.bridge import _Portal, _ThreadedStore
-from stigmergy.flow import OpenWatch
-from stigmergy.subscription import Subscription
-from stigmergy.watch import Watch, _TaskWaiter, _ThreadWaiter
+from stigmergy.bridge import _Portal
+from stigmergy.watch import _TaskWaiter, _ThreadWaiter
 
 THREADS = 8
 WRITES = 1500
@@ -160,7 +158,7 @@ def test_a_task_that_a_thread_has_woken_is_not_woken_by_a_task_as_well() -> None
 
 def test_what_is_put_in_before_the_end_is_delivered_though_the_reader_looked_before(shared: MemoryStore) -> None:
     watch = shared.watch("a")
-    source = watch._source()
+    source = watch._subscription
     hub = source.hub
 
     class Late:
@@ -206,7 +204,7 @@ def test_a_full_watch_warns_once_however_many_wake_it(
     shared: MemoryStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = shared.watch("a", capacity=1)
-    source: Any = watch._source()
+    source: Any = watch._subscription
     meeting = threading.Barrier(2)
 
     is_first_to_warn = type(source)._is_first_to_warn
@@ -222,41 +220,25 @@ def test_a_full_watch_warns_once_however_many_wake_it(
     assert [record.levelname for record in caplog.records if record.name == "stigmergy"] == ["WARNING"]
 
 
-def test_a_watch_that_is_closed_while_it_opens_is_not_left_subscribed(shared: MemoryStore) -> None:
-    opened = shared.watch("a")
-    source = opened._source()
-
-    class Opened(Watch):
-        """Its last step is when the other thread closes."""
-
-        __slots__ = ()
-
-        def _source(self) -> Subscription:
-            watch.close()
-            return source
-
-    opened.__class__ = Opened
-    watch = Watch(lambda: opened)
-
-    with pytest.raises(WatchClosed):
-        watch.open()
-    assert source.ended
-
-
 @pytest.mark.usefixtures("_switching_often")
 def test_watches_are_opened_on_the_async_face_of_a_blocking_store_by_many_threads_at_once() -> None:
     class Blocking(MemoryStore):
         blocking = True
 
     with Blocking() as store:
-        face = _ThreadedStore(store)
 
-        def use() -> None:
-            for _ in range(200):
-                face.open_watch(OpenWatch(("a",)))
-                face._open_and_call(store.get, "a")
+        async def use(key: str) -> list[int]:
+            heard = []
+            for number in range(50):
+                async with store.aio.watch(key) as watch:
+                    await store.aio.set(key, number)
+                    heard.append((await watch.aget()).value)
+            return heard
 
-        at_once(*[use] * 6)
+        heard = at_once(*[lambda key=key: asyncio.run(use(key)) for key in "abcdef"])
+
+        assert heard == [list(range(50))] * 6
+        assert not store._hub.locked(lambda: store._hub.is_watched)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

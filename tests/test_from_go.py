@@ -78,7 +78,7 @@ async def test_delete_is_a_no_op_when_the_key_is_absent_and_says_so(store: Any) 
 
 
 async def test_many_watches_observe_one_key_with_old_values(store: Any, colour: Any) -> None:
-    watches = [store.watch("agent:status", capacity=16) for _ in range(3)]
+    watches = [await store.watch("agent:status", capacity=16) for _ in range(3)]
     await store.set("agent:status", "active")
     await store.set("agent:status", "idle")
     await store.delete("agent:status")
@@ -94,7 +94,7 @@ async def test_many_watches_observe_one_key_with_old_values(store: Any, colour: 
 
 
 async def test_a_full_watch_drops_visibly(store: Any, colour: Any) -> None:
-    watch = store.watch("a", capacity=16)
+    watch = await store.watch("a", capacity=16)
     for number in range(20):
         await store.set("a", number)
 
@@ -103,26 +103,26 @@ async def test_a_full_watch_drops_visibly(store: Any, colour: Any) -> None:
 
 
 async def test_a_watch_ends_when_it_is_closed(store: Any, colour: Any) -> None:
-    watch = store.watch("a")
+    watch = await store.watch("a")
     watch.close()
     assert await colour.all(watch) == []
 
 
 async def test_a_watch_ends_when_the_with_block_is_left(store: Any, colour: Any) -> None:
-    with store.watch("a") as watch:
+    async with store.watch("a") as watch:
         await store.set("a", 1)
     assert [change.value for change in await colour.all(watch)] == [1]
 
 
 async def test_a_watch_ends_when_the_store_is_closed(store: Any, colour: Any) -> None:
-    watch = store.watch("a")
+    watch = await store.watch("a")
     await store.close()
     assert await colour.all(watch) == []
 
 
 async def test_cancelling_the_task_ends_its_wait() -> None:
     async with open_async_store("inmemory") as store:
-        task = asyncio.create_task(store.watch("a").aget())
+        task = asyncio.create_task((await store.watch("a")).aget())
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -131,7 +131,7 @@ async def test_cancelling_the_task_ends_its_wait() -> None:
 
 async def test_a_timeout_reaches_every_waiting_operation(store: Any, colour: Any) -> None:
     with pytest.raises(TimeoutError):
-        await colour.get(store.watch("a"), 0.01)
+        await colour.get(await store.watch("a"), 0.01)
     with pytest.raises(TimeoutError):
         await store.wait_for("a", lambda value: True, timeout=0.01)
 

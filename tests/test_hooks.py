@@ -121,7 +121,7 @@ def recording(transcript: list[Any], hook: Callable[[Hook], Hook] = lambda funct
                 args = (type(request).__name__, request.keys)
             transcript.append((moment, *args))
 
-        return noted if moment == "on_watch" else hook(noted)
+        return hook(noted)
 
     return Hooks(**{moment: note(moment) for moment in MOMENTS})
 
@@ -133,7 +133,7 @@ def fail(*_: object) -> None:
 @asynccontextmanager
 async def unchanged(store: Any) -> AsyncIterator[None]:
     """Nothing changes in here: no revision, no entry, and no watch hears of anything."""
-    watch, before = store.watch(prefix=""), await store.scan()
+    watch, before = await store.watch(prefix=""), await store.scan()
     yield
     after = await store.scan()
     assert (after.revision, dict(after)) == (before.revision, dict(before))
@@ -157,7 +157,7 @@ async def test_hooks_fire_in_order_with_what_was_asked(new_store: Any, hook: Any
 
 @in_every_way
 async def test_hooks_change_no_answer(new_store: Any, hook: Any) -> None:
-    silent = Hooks(**{moment: (lambda *_: 7) if moment == "on_watch" else hook(lambda *_: 7) for moment in MOMENTS})
+    silent = Hooks(**{moment: hook(lambda *_: 7) for moment in MOMENTS})
     for question, (ask, _) in ASKED.items():
         store, other = new_store(), new_store()
         await store.set("a", 1)
@@ -179,7 +179,7 @@ async def test_a_hook_that_was_not_given_is_not_called(store: Any, hook: Any) ->
     await hooked.get("a")
     await hooked.delete("a")
     await hooked.scan()
-    hooked.watch("a")
+    await hooked.watch("a")
 
     assert transcript == [("a", 1, None)]
 
@@ -188,7 +188,7 @@ async def test_no_hooks_at_all_let_everything_through(store: Any) -> None:
     hooked = wrapped(store, Hooks())
 
     assert await hooked.set("a", 1) == 1
-    assert hooked.watch("a", since=0).get_nowait().value == 1
+    assert (await hooked.watch("a", since=0)).get_nowait().value == 1
 
 
 @in_every_way
@@ -230,7 +230,7 @@ async def test_expiry_fires_no_hook(new_store: Any, hook: Any, clock: Any, colou
     transcript: list[Any] = []
     hooked = wrapped(store, recording(transcript, hook))
     await hooked.set("a", 1, ttl=1)
-    watch = store.watch("a")
+    watch = await store.watch("a")
     transcript.clear()
     clock.advance(1)
 
@@ -257,8 +257,8 @@ async def test_scan_and_watch_hooks_are_handed_the_request(store: Any) -> None:
     hooked = wrapped(store, Hooks(on_scan=requests.append, on_watch=requests.append))
 
     await hooked.scan("a", after="ab", limit=3)
-    hooked.watch(prefix="a", since=0, capacity=4, overflow="raise")
-    hooked.observe("b")
+    await hooked.watch(prefix="a", since=0, capacity=4, overflow="raise")
+    await hooked.observe("b")
 
     assert [repr(request) for request in requests] == [
         repr(Scan("a", after="ab", limit=3)),
@@ -309,7 +309,7 @@ async def test_a_hook_that_fails_before_leaves_everything_as_it_was(store: Any, 
 
     for ask, fired in ASKED.values():
         for moment in {entry[0] for entry in fired}.intersection(BEFORE):
-            hooked = wrapped(store, Hooks(**{moment: fail if moment == "on_watch" else hook(fail)}))
+            hooked = wrapped(store, Hooks(**{moment: hook(fail)}))
             async with unchanged(store):
                 with pytest.raises(ZeroDivisionError, match="the hook failed"):
                     await ask(hooked)
@@ -317,7 +317,7 @@ async def test_a_hook_that_fails_before_leaves_everything_as_it_was(store: Any, 
 
 @in_every_way
 async def test_a_hook_is_called_when_nothing_has_happened_yet(store: Any, hook: Any) -> None:
-    watch = store.watch("a")
+    watch = await store.watch("a")
     heard = []
 
     async def set_through(hooks: Hooks) -> None:
@@ -358,14 +358,17 @@ async def test_what_was_aborted_is_not_observed_but_its_error_is_seen(store: Any
         transcript.clear()
 
 
-async def test_a_hook_that_refuses_a_watch_refuses_what_is_built_on_one(store: Any) -> None:
-    hooked = wrapped(store, Hooks(on_watch=fail))
+@in_every_way
+async def test_a_hook_that_refuses_a_watch_refuses_what_is_built_on_one(store: Any, hook: Any) -> None:
+    hooked = wrapped(store, Hooks(on_watch=hook(fail)))
 
-    for ask in (lambda: hooked.watch("a"), lambda: hooked.observe("a")):
+    for ask in (
+        lambda: hooked.watch("a"),
+        lambda: hooked.observe("a"),
+        lambda: hooked.wait_for("a", lambda value: True),
+    ):
         with pytest.raises(ZeroDivisionError):
-            ask()
-    with pytest.raises(ZeroDivisionError):
-        await hooked.wait_for("a", lambda value: True)
+            await ask()
 
 
 # -- after it happened -------------------------------------------------------------------------------------------------
@@ -376,7 +379,7 @@ async def test_a_hook_that_refuses_a_watch_refuses_what_is_built_on_one(store: A
 async def test_what_observes_cannot_fail_an_operation_and_is_logged(
     store: Any, hook: Any, moment: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    hooked, watch = wrapped(store, Hooks(**{moment: hook(fail)})), store.watch("a")
+    hooked, watch = wrapped(store, Hooks(**{moment: hook(fail)})), await store.watch("a")
 
     assert await hooked.set("a", 1) == 1
     assert await hooked.get("a") == 1
@@ -503,6 +506,7 @@ async def test_on_error_sees_what_another_hook_raised(store: Any, hook: Any) -> 
         ("before_set", lambda store: store.set("a", 1)),
         ("on_delete", lambda store: store.delete("a")),
         ("on_scan", lambda store: store.scan()),
+        ("on_watch", lambda store: store.watch("a")),
     ):
         with pytest.raises(ZeroDivisionError) as raised:
             await ask(wrapped(store, Hooks(**{moment: hook(fail)}, on_error=hook(seen.append))))
@@ -510,12 +514,13 @@ async def test_on_error_sees_what_another_hook_raised(store: Any, hook: Any) -> 
         assert not seen
 
 
-async def test_on_error_sees_why_a_watch_was_not_opened(store: Any) -> None:
+@in_every_way
+async def test_on_error_sees_why_a_watch_was_not_opened(store: Any, hook: Any) -> None:
     seen: list[Exception] = []
-    hooked = wrapped(store, Hooks(on_error=seen.append))
+    hooked = wrapped(store, Hooks(on_error=hook(seen.append)))
 
     with pytest.raises(Compacted) as raised:
-        hooked.watch("a", since=99)
+        await hooked.watch("a", since=99)
 
     assert seen == [raised.value]
 
@@ -542,9 +547,10 @@ async def test_on_error_may_return_another_exception_to_raise(store: Any, hook: 
     assert isinstance(raised.value.__cause__, ZeroDivisionError)
 
 
-async def test_on_error_may_replace_the_error_of_a_watch(store: Any) -> None:
+@in_every_way
+async def test_on_error_may_replace_the_error_of_a_watch(store: Any, hook: Any) -> None:
     with pytest.raises(LookupError):
-        wrapped(store, Hooks(on_error=lambda error: LookupError("gone"))).watch("a", since=99)
+        await wrapped(store, Hooks(on_error=hook(lambda error: LookupError("gone")))).watch("a", since=99)
 
 
 @in_every_way
@@ -631,7 +637,7 @@ async def test_the_error_of_an_inner_layer_is_seen_by_the_outer_as_the_inner_lef
 # -- async hooks -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("moment", [moment for moment in MOMENTS if moment != "on_watch"])
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_an_async_hook_on_a_sync_store_is_refused_before_anything_has_happened(moment: str) -> None:
     called = []
 
@@ -644,9 +650,9 @@ def test_an_async_hook_on_a_sync_store_is_refused_before_anything_has_happened(m
         hooked = apply_middleware(store, with_hooks(compose_hooks(Hooks(**{moment: asynchronous}), others)))
         watch = store.watch(prefix="")
 
-        for question in ASKED.keys() - {"watch", "observe"}:
+        for question, (ask, _) in ASKED.items():
             with pytest.raises(TypeError, match=r"asynchronous is async: use it with the async store"):
-                ASKED[question][0](hooked)
+                ask(hooked)
 
             assert called == [], question
             assert (store.scan().revision, watch.get_nowait()) == (1, None), question
@@ -688,23 +694,51 @@ def test_a_coroutine_that_a_hook_returned_unexpectedly_is_closed() -> None:
     assert [inspect.getcoroutinestate(each) for each in made] == [inspect.CORO_CLOSED]
 
 
-def test_on_watch_is_always_plain() -> None:
-    async def asynchronous(request: OpenWatch) -> None: ...
-
-    with pytest.raises(TypeError, match=r"on_watch must be a plain function: watch\(\) returns at once"):
-        Hooks(on_watch=asynchronous)
-    with pytest.raises(TypeError, match="on_watch must be a plain function"):
-        Hooks(on_watch=(lambda request: None, asynchronous))
-
-
-async def test_a_watch_is_opened_at_once_whatever_other_hooks_are_async() -> None:
+async def test_the_hooks_of_a_watch_are_called_when_it_is_opened_and_not_when_it_is_asked_for() -> None:
     transcript: list[Any] = []
     async with MemoryStore().aio as store:
-        watch = wrapped(store, recording(transcript, in_async)).watch("a")
+        for hook in (lambda function: function, in_async):
+            opening = wrapped(store, recording(transcript, hook)).watch("a")
 
-        assert transcript == [("on_watch", "OpenWatch", ("a",))]
+            assert transcript == []
+            await opening
+            assert transcript == [("on_watch", "OpenWatch", ("a",))]
+            transcript.clear()
+
+
+async def test_an_async_on_watch_is_awaited_before_the_watch_is_opened() -> None:
+    parked, let_through = asyncio.Event(), asyncio.Event()
+
+    async def wait(request: OpenWatch) -> None:
+        parked.set()
+        await let_through.wait()
+
+    async with MemoryStore().aio as store:
+        task = asyncio.create_task(wrapped(store, Hooks(on_watch=wait)).open_watch(OpenWatch(["a"])))
+        await parked.wait()
         await store.set("a", 1)
-        assert watch.get_nowait().value == 1
+        let_through.set()
+        watch = await task
+        await store.set("a", 2)
+
+        assert watch.get_nowait().value == 2
+
+
+async def test_cancelling_an_async_on_watch_opens_no_watch() -> None:
+    parked = asyncio.Event()
+
+    async def for_ever(request: OpenWatch) -> None:
+        parked.set()
+        await asyncio.get_running_loop().create_future()
+
+    memory = MemoryStore()
+    async with memory.aio as store:
+        task = asyncio.create_task(wrapped(store, Hooks(on_watch=for_ever)).open_watch(OpenWatch(["a"])))
+        await parked.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not memory._hub.locked(lambda: memory._hub.is_watched)
 
 
 async def test_an_async_hook_is_awaited_before_the_operation_goes_on() -> None:
@@ -745,7 +779,7 @@ def numbered(transcript: list[str], number: int, hook: Callable[[Hook], Hook]) -
         def noted(*_: object) -> None:
             transcript.append(f"{moment} {number}")
 
-        return noted if moment == "on_watch" else hook(noted)
+        return hook(noted)
 
     return Hooks(**{moment: note(moment) for moment in MOMENTS})
 
@@ -780,23 +814,26 @@ async def test_the_first_hook_that_fails_stops_the_chain(
     store: Any, hook: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     transcript: list[str] = []
-    failing = Hooks(
-        **{moment: hook(fail) for moment in MOMENTS if moment not in ("on_watch", "on_error")}, on_watch=fail
-    )
+    failing = Hooks(**{moment: hook(fail) for moment in MOMENTS if moment != "on_error"})
     first, last = numbered(transcript, 1, hook), numbered(transcript, 2, hook)
     hooked = wrapped(store, compose_hooks(first, failing, last))
 
-    for ask in (lambda: hooked.set("a", 1), lambda: hooked.get("a"), lambda: hooked.delete("a"), hooked.scan):
+    for ask in (
+        lambda: hooked.set("a", 1),
+        lambda: hooked.get("a"),
+        lambda: hooked.delete("a"),
+        hooked.scan,
+        lambda: hooked.watch("a"),
+    ):
         with pytest.raises(ZeroDivisionError):
             await ask()
-    with pytest.raises(ZeroDivisionError):
-        wrapped(store, compose_hooks(Hooks(on_watch=fail), last)).watch("a")
 
     assert [entry for entry in transcript if "on_error" not in entry] == [
         "before_set 1",
         "before_get 1",
         "on_delete 1",
         "on_scan 1",
+        "on_watch 1",
     ]
     transcript.clear()
     observers = compose_hooks(Hooks(after_set=hook(fail)), last)

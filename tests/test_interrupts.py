@@ -56,7 +56,7 @@ def test_ctrl_c_while_a_reader_is_parked_ends_the_wait_and_leaves_no_waiter() ->
                 raise KeyboardInterrupt
 
         def interrupt() -> None:
-            eventually(lambda: watch._source().waiters)
+            eventually(lambda: watch._subscription.waiters)
             # One that comes just before the thread waits is handled when the next one comes.
             eventually(lambda: signal.pthread_kill(main, signal.SIGUSR1) or struck)
 
@@ -70,7 +70,7 @@ def test_ctrl_c_while_a_reader_is_parked_ends_the_wait_and_leaves_no_waiter() ->
             interrupter.join()
             signal.signal(signal.SIGUSR1, before)
 
-        assert not watch._source().waiters
+        assert not watch._subscription.waiters
         store.set("a", 1)
         assert watch.get(timeout=0).value == 1
 

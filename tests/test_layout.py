@@ -223,7 +223,9 @@ def test_everything_public_has_a_docstring() -> None:
 
 # -- the two colours ---------------------------------------------------------------------------------------------------
 
-PLAIN = {"watch", "observe", "open_watch", "require"}
+OPENING = {"watch", "observe"}
+"""What returns a `Watch` in one colour, and in the other what is yet to be opened."""
+PLAIN = {*OPENING, "require"}
 
 
 def methods(item: type) -> dict[str, FunctionType]:
@@ -244,9 +246,10 @@ def test_both_colours_have_the_same_methods() -> None:
 def test_a_method_has_the_same_parameters_and_result_in_both_colours() -> None:
     for name, plain in methods(Store).items():
         awaited = getattr(AsyncStore, name)
+        results = [inspect.signature(method).return_annotation for method in (plain, awaited)]
 
         assert parameters(plain) == parameters(awaited), name
-        assert inspect.signature(plain).return_annotation == inspect.signature(awaited).return_annotation, name
+        assert results == (["Watch", "Opening"] if name in OPENING else [results[0]] * 2), name
 
 
 def test_exactly_what_returns_at_once_is_plain_in_the_async_colour() -> None:

@@ -308,20 +308,21 @@ def open_a_watch_and_fork(link: Link, path: Path) -> None:
         assert go.wait(PATIENCE)
         return open_watch(request)
 
-    async def read(key: str, watched: bool) -> Any:
-        watch = store.aio.watch("a") if watched else None
-        value = await store.aio.get(key, "nothing")
-        del watch
-        return value
+    async def watch() -> None:
+        async with store.aio.watch("a"):
+            pass
+
+    async def read() -> Any:
+        return await store.aio.get("a", "nothing")
 
     store.open_watch = open_when_told
-    thread = threading.Thread(target=lambda: asyncio.run(read("a", watched=True)))
+    thread = threading.Thread(target=lambda: asyncio.run(watch()))
     thread.start()
     assert opening.wait(PATIENCE)
     child = os.fork()
     if child == 0:
         signal.alarm(int(PATIENCE))
-        os._exit(0 if asyncio.run(read("a", watched=False)) == "nothing" else 1)
+        os._exit(0 if asyncio.run(read()) == "nothing" else 1)
     status = os.waitpid(child, 0)[1]
     go.set()
     thread.join(PATIENCE)

@@ -21,7 +21,7 @@ def test_bad_options_are_refused(options: dict[str, int]) -> None:
 
 
 async def test_a_change_is_there_when_the_write_returns(store: Any) -> None:
-    every, latest = store.watch("a"), store.observe("a")
+    every, latest = await store.watch("a"), await store.observe("a")
     await store.set("a", 1)
 
     assert every.get_nowait().value == latest.get_nowait().value == 1
@@ -72,7 +72,7 @@ async def test_an_entry_is_there_until_its_deadline_and_not_at_it(new_store: Any
 
 
 async def test_a_timer_expires_what_nobody_asks_for(store: Any, colour: Any) -> None:
-    watch = store.watch("soon")
+    watch = await store.watch("soon")
     await store.set("late", 1, ttl=3600)
     await store.set("soon", 1, ttl=0.01)
 
@@ -177,9 +177,9 @@ async def test_since_beyond_what_is_remembered_is_compacted(new_store: Any, colo
         await store.set("a", number)
 
     with pytest.raises(Compacted) as compacted:
-        store.watch("a", since=14)
+        await store.watch("a", since=14)
     assert (compacted.value.since, compacted.value.oldest) == (14, 16)
-    assert revisions(await colour.drain(store.watch("a", since=15))) == list(range(16, 26))
+    assert revisions(await colour.drain(await store.watch("a", since=15))) == list(range(16, 26))
 
 
 async def test_history_zero_remembers_nothing_but_the_present(new_store: Any) -> None:
@@ -187,8 +187,8 @@ async def test_history_zero_remembers_nothing_but_the_present(new_store: Any) ->
     revision = await store.set("a", 1)
 
     with pytest.raises(Compacted):
-        store.watch("a", since=0)
-    watch = store.watch("a", since=revision)
+        await store.watch("a", since=0)
+    watch = await store.watch("a", since=revision)
     await store.set("a", 2)
     assert watch.get_nowait().value == 2
     assert "resumable" not in store.capabilities

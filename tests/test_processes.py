@@ -314,7 +314,7 @@ def test_a_fork_while_a_reader_is_parked_leaves_the_reader_to_the_parent() -> No
         got: list[Any] = []
         reader = threading.Thread(target=lambda: got.append(watch.get(timeout=PATIENCE).value))
         reader.start()
-        eventually(lambda: watch._source().waiters)
+        eventually(lambda: watch._subscription.waiters)
 
         def child() -> None:
             assert list(watch) == []

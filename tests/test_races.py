@@ -118,7 +118,7 @@ def revisions(changes: list[Change]) -> list[int]:
 
 
 def waiters(watch: Watch) -> int:
-    return len(watch._source().waiters)
+    return len(watch._subscription.waiters)
 
 
 Program = Callable[[World], Coroutine[Any, Any, None]]
@@ -163,7 +163,7 @@ async def test_a_watch_opened_while_others_write_has_neither_gap_nor_repeat(worl
         await world.pause(0.02)
         snapshot = await store.scan()
         await world.pause()
-        with store.watch(prefix="", since=snapshot.bookmark) as watch:
+        async with store.watch(prefix="", since=snapshot.bookmark) as watch:
             state = {key: entry.value for key, entry in snapshot.items()}
             for revision in range(snapshot.revision + 1, 9):
                 change = await watch.aget()
@@ -175,7 +175,7 @@ async def test_a_watch_opened_while_others_write_has_neither_gap_nor_repeat(worl
     async def follow_from_now() -> None:
         await world.pause(0.02)
         before = (await store.scan()).revision
-        with store.watch(prefix="") as watch:
+        async with store.watch(prefix="") as watch:
             for revision in range(before + 1, 9):
                 assert (await watch.aget()).revision == revision
 
@@ -185,7 +185,7 @@ async def test_a_watch_opened_while_others_write_has_neither_gap_nor_repeat(worl
 @in_every_order
 async def test_a_reader_that_times_out_loses_nothing(world: World) -> None:
     store = world.store()
-    watch = store.watch("a")
+    watch = await store.watch("a")
 
     async def read() -> list[int]:
         got: list[int] = []
@@ -210,7 +210,7 @@ async def test_a_reader_that_times_out_loses_nothing(world: World) -> None:
 @in_every_order
 async def test_of_several_readers_those_that_are_cancelled_lose_nothing_and_the_others_still_wake(world: World) -> None:
     store = world.store()
-    watch = store.watch("a")
+    watch = await store.watch("a")
     got: list[int] = []
     complete = asyncio.Event()
 
@@ -234,7 +234,7 @@ async def test_of_several_readers_those_that_are_cancelled_lose_nothing_and_the_
 @in_every_order
 async def test_readers_of_one_watch_share_its_changes(world: World) -> None:
     store = world.store()
-    watch = store.watch("a", "b")
+    watch = await store.watch("a", "b")
     shares: list[list[Change]] = [[], [], []]
 
     async def read(share: list[Change]) -> None:
@@ -263,7 +263,7 @@ async def test_readers_of_one_watch_share_its_changes(world: World) -> None:
 @in_every_order
 async def test_a_watch_that_is_closed_delivers_what_it_has_and_ends_every_reader(world: World) -> None:
     store = world.store()
-    watch = store.watch("a")
+    watch = await store.watch("a")
     got: list[Change] = []
     before_close = 0
 
@@ -292,7 +292,7 @@ async def test_a_watch_that_is_closed_delivers_what_it_has_and_ends_every_reader
 @in_every_order
 async def test_a_store_that_is_closed_ends_everybody_with_what_is_documented(world: World) -> None:
     store = world.store()
-    shared, latest = store.watch("a"), store.observe("a")
+    shared, latest = await store.watch("a"), await store.observe("a")
     got: list[Change] = []
     states: list[Change] = []
     written = 0
@@ -334,7 +334,7 @@ async def test_a_store_that_is_closed_ends_everybody_with_what_is_documented(wor
 @in_every_order
 async def test_observe_converges_whatever_is_cancelled(world: World) -> None:
     store = world.store()
-    watch = store.observe(prefix="")
+    watch = await store.observe(prefix="")
     mirror: dict[str, int] = {}
 
     async def follow() -> None:
@@ -375,7 +375,7 @@ async def test_a_bookmark_resumes_after_a_cancelled_reader_with_neither_gap_nor_
 
     async def read() -> None:
         nonlocal bookmark
-        with store.watch("a", since=bookmark, capacity=2) as watch:
+        async with store.watch("a", since=bookmark, capacity=2) as watch:
             while True:
                 got.append(await watch.aget())
                 bookmark = watch.bookmark
@@ -403,8 +403,8 @@ async def test_a_bookmark_resumes_after_a_cancelled_reader_with_neither_gap_nor_
 @in_every_order
 async def test_a_slow_reader_gets_or_counts_everything(world: World) -> None:
     store = world.store()
-    watch = store.watch("a", capacity=2)
-    raising = store.watch("a", capacity=2, overflow="raise")
+    watch = await store.watch("a", capacity=2)
+    raising = await store.watch("a", capacity=2, overflow="raise")
     got: list[Change] = []
     seen: list[Change] = []
     lagged = 0
@@ -447,8 +447,6 @@ def pausing(world: World) -> Any:
     """A middleware that awaits before and after every operation."""
 
     def pause_around(operation: Operation[Any]) -> Flow[Any]:
-        if operation.name == "open_watch":
-            return (yield operation)
         yield from Call(partial(world.pause, 0.003))
         result = yield operation
         yield from Call(partial(world.pause, 0.003))
@@ -460,7 +458,7 @@ def pausing(world: World) -> Any:
 @in_every_order
 async def test_a_cancelled_write_is_whole_or_not_at_all_and_watches_hear_of_it(world: World) -> None:
     store = world.store()
-    log, full = store.watch(prefix="", capacity=None), store.watch("b", capacity=1)
+    log, full = await store.watch(prefix="", capacity=None), await store.watch("b", capacity=1)
     if world.draw.random() < 0.5:
         store = apply_middleware(store, pausing(world))
     acknowledged: list[int | None] = []
@@ -517,7 +515,7 @@ async def test_updates_add_up_to_those_that_were_acknowledged(world: World) -> N
 @in_every_order
 async def test_wait_for_returns_a_state_that_was_whatever_was_deleted_or_expired(world: World) -> None:
     store = world.store()
-    log = store.watch("a", capacity=None)
+    log = await store.watch("a", capacity=None)
     found: list[Entry] = []
 
     async def wait() -> None:
@@ -546,7 +544,7 @@ async def test_wait_for_returns_a_state_that_was_whatever_was_deleted_or_expired
 @in_every_order
 async def test_a_value_that_one_has_seen_expired_is_never_live_to_another(world: World) -> None:
     store = world.store()
-    log = store.watch("a", capacity=None)
+    log = await store.watch("a", capacity=None)
     deadlines: dict[int, float] = {}
     gone = 0
     """The revision up to which somebody has seen every entry gone."""
@@ -600,7 +598,7 @@ async def test_a_value_that_one_has_seen_expired_is_never_live_to_another(world:
 @in_every_order
 async def test_an_expiry_reaches_readers_that_only_wait(world: World) -> None:
     store = world.store()
-    watch, latest = store.watch("a", "b"), store.observe("a", "b")
+    watch, latest = await store.watch("a", "b"), await store.observe("a", "b")
     deadlines = {}
 
     async def write(key: str) -> None:
@@ -630,7 +628,7 @@ async def test_a_mutex_of_a_conditional_set_and_a_watch_never_overlaps_and_lets_
     entered: list[int] = []
 
     async def acquire(me: int) -> int:
-        with store.watch("lock") as watch:
+        async with store.watch("lock") as watch:
             while True:
                 try:
                     return await store.set("lock", me, if_revision=0)

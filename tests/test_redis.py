@@ -128,7 +128,7 @@ async def test_a_store_that_is_dropped_ends_its_thread_and_closes_its_connection
     async def use_and_drop() -> tuple[ref[Store], int]:
         store = RedisStore(named(valkey.url, namespace), namespace=namespace)
         face = colour.face(store)
-        watch = face.watch("a")
+        watch = await face.watch("a")
         await face.set("a", 1)
         assert (await colour.get(watch)).value == 1
         assert connections(valkey.url, namespace)
@@ -173,7 +173,7 @@ async def test_a_reader_that_nobody_needs_any_more_rests_and_comes_back(
 ) -> None:
     store = new_redis(url=named(valkey.url, namespace), namespace=namespace)
     for number in range(2):
-        watch = store.watch("a")
+        watch = await store.watch("a")
         await store.set("a", number)
         assert (await colour.get(watch)).value == number
         eventually(lambda: is_blocked(valkey.url, namespace))
@@ -511,7 +511,7 @@ async def test_namespaces_do_not_see_each_other(
     redis_url: str, colour: Colour, new_redis: NewStore, namespace: str
 ) -> None:
     one, other = (new_redis(url=redis_url, namespace=f"{namespace}{end}") for end in ("", ":"))
-    watch, observe = other.watch(prefix=""), other.observe(prefix="")
+    watch, observe = await other.watch(prefix=""), await other.observe(prefix="")
     await one.commit(Set("a", 1), Set("b", 2, ttl=0.01))
     eventually(lambda: colour.raw(one).get("b") is None)
 

@@ -189,8 +189,8 @@ async def test_a_plain_restart_continues_the_same_life(
 ) -> None:
     server = new_server(engine, appendonly=True)
     store = new_redis(url=server.url, namespace=namespace)
-    watch = store.watch(prefix="", capacity=None)
-    observe = store.observe("a")
+    watch = await store.watch(prefix="", capacity=None)
+    observe = await store.observe("a")
     assert await store.set("a", 0) == 1
     bookmark = (await store.scan()).bookmark
 
@@ -203,7 +203,7 @@ async def test_a_plain_restart_continues_the_same_life(
     assert watch.bookmark == bookmark.replace(".1", ".3")
     while (await colour.get(observe, PATIENCE)).value != 2:
         pass
-    since = store.watch(prefix="", since=bookmark)
+    since = await store.watch(prefix="", since=bookmark)
     assert [(await colour.get(since)).value for _ in range(2)] == [1, 2]
 
 
@@ -212,7 +212,7 @@ async def test_a_watch_hears_of_a_server_that_was_away_though_nobody_else_asks_i
 ) -> None:
     server = new_server(VALKEY, appendonly=True)
     store = new_redis(url=server.url, namespace=namespace)
-    watch = store.watch("a")
+    watch = await store.watch("a")
     await store.set("a", 1)
     assert (await colour.get(watch)).value == 1
     server.restart()
@@ -236,8 +236,8 @@ async def test_after_an_emptied_server_revisions_go_on_above_all_seen_and_watche
 ) -> None:
     server = new_server(VALKEY)
     store = new_redis(url=server.url, namespace=namespace)
-    watch = store.watch(prefix="")
-    state = State(colour, store.observe(prefix=""))
+    watch = await store.watch(prefix="")
+    state = State(colour, await store.observe(prefix=""))
     for number in range(5):
         await store.set("a", number)
     await store.set("b", 0)
@@ -255,7 +255,7 @@ async def test_after_an_emptied_server_revisions_go_on_above_all_seen_and_watche
     assert dict((await store.scan()).items()).keys() == {"c"}
     for since in (bookmark, 5):
         with pytest.raises(Compacted) as caught:
-            await colour.get(store.watch(prefix="", since=since))
+            await colour.get(await store.watch(prefix="", since=since))
         assert (caught.value.since, caught.value.oldest) == (since, 7)
     assert await store.set("a", 5, if_revision=0) == 8
     await state.becomes({"a": 5, "c": 1})
@@ -267,8 +267,8 @@ async def test_an_emptied_server_is_noticed_though_nobody_writes_any_more(
 ) -> None:
     server = new_server(VALKEY)
     store = new_redis(url=named(server.url, namespace), namespace=namespace)
-    watch = store.watch("a", "b")
-    state = State(colour, store.observe(prefix=""))
+    watch = await store.watch("a", "b")
+    state = State(colour, await store.observe(prefix=""))
     await store.commit(Set("a", 1), Set("b", 2))
     await state.becomes({"a": 1, "b": 2})
     flush(server)
@@ -303,8 +303,8 @@ async def test_a_server_set_back_to_an_older_copy_begins_a_new_life_with_what_it
 ) -> None:
     server = new_server(engine, save="3600 1")
     store = new_redis(url=server.url, namespace=namespace)
-    watch = store.watch(prefix="")
-    state = State(colour, store.observe(prefix=""))
+    watch = await store.watch(prefix="")
+    state = State(colour, await store.observe(prefix=""))
     await store.commit(Set("kept", 1), Set("changed", 1), Set("deleted", 1))
     copy = saved(server)
     await store.commit(Set("changed", 2), Delete("deleted"), Set("new", 1))
@@ -319,7 +319,7 @@ async def test_a_server_set_back_to_an_older_copy_begins_a_new_life_with_what_it
     compacted = await ended(colour, watch)
     assert (compacted.since, compacted.oldest) == (bookmark, 7)
     with pytest.raises(Compacted):
-        await colour.get(store.watch(prefix="", since=bookmark))
+        await colour.get(await store.watch(prefix="", since=bookmark))
     assert await store.set("changed", 3, if_revision=2) == 7
     await state.becomes({"kept": 1, "changed": 3, "deleted": 1})
 
@@ -330,8 +330,8 @@ async def test_a_server_set_back_and_written_past_what_was_seen_is_found_out_by_
     server = new_server(VALKEY, save="3600 1")
     with Proxy(server.port) as proxy:
         store = new_redis(url=f"redis://127.0.0.1:{proxy.port}", namespace=namespace)
-        watch = store.watch(prefix="")
-        state = State(colour, store.observe(prefix=""))
+        watch = await store.watch(prefix="")
+        state = State(colour, await store.observe(prefix=""))
         await store.set("a", 1)
         copy = saved(server)
         await store.commit(Set("a", 2), Set("b", 2))
@@ -351,7 +351,7 @@ async def test_a_server_set_back_and_written_past_what_was_seen_is_found_out_by_
         assert compacted.since == bookmark
         assert compacted.oldest == 10
         with pytest.raises(Compacted):
-            await colour.get(store.watch(prefix="", since=bookmark))
+            await colour.get(await store.watch(prefix="", since=bookmark))
         assert await store.set("c", 10, if_revision=9) == 10
         await state.becomes({"a": 1, "c": 10})
 
@@ -426,19 +426,19 @@ async def test_a_watch_goes_on_from_the_oldest_moment_that_is_remembered_and_fro
     await store.delete("0")
     head = (await store.scan()).revision
     with pytest.raises(Compacted) as caught:
-        await colour.get(store.watch(prefix="", since=0))
+        await colour.get(await store.watch(prefix="", since=0))
     oldest = caught.value.oldest
 
     assert 100 <= head - oldest + 1 <= 300
     for since in (oldest - 1, oldest, head - 1):
-        watch = store.watch(prefix="", since=since, capacity=None)
+        watch = await store.watch(prefix="", since=since, capacity=None)
         told = [(await colour.get(watch)).revision for _ in range(head - since)]
         assert told == [*range(since + 1, head + 1)]
     for since in (oldest - 2, 1, head + 1, head + 1000):
         with pytest.raises(Compacted) as caught:
-            await colour.get(store.watch(prefix="", since=since))
+            await colour.get(await store.watch(prefix="", since=since))
         assert (caught.value.since, caught.value.oldest) == (since, oldest)
-    now = store.watch(prefix="", since=head)
+    now = await store.watch(prefix="", since=head)
     assert await store.set("a", 1) == head + 1
     assert (await colour.get(now)).revision == head + 1
 
@@ -449,7 +449,7 @@ async def test_a_watch_that_was_cut_off_for_longer_than_is_remembered_is_told(
     with Proxy(valkey.port) as proxy:
         url = f"redis://127.0.0.1:{proxy.port}"
         store = new_redis(url=url, namespace=namespace, history=100, timeout=PATIENCE)
-        watch, state = store.watch(prefix=""), State(colour, store.observe("a", "b", "c"))
+        watch, state = await store.watch(prefix=""), State(colour, await store.observe("a", "b", "c"))
         await store.commit(Set("a", 0), Set("b", 0))
         await state.becomes({"a": 0, "b": 0})
         assert [(await colour.get(watch)).revision for _ in range(2)] == [1, 2]

@@ -48,7 +48,7 @@ async def test_a_password_opens_a_server(
     url = f"{scheme}://{user}:{quote(PASSWORD, safe='')}@127.0.0.1:{guarded.port}/0?namespace={namespace}"
     with open_store(url) as store:
         face = colour.face(store)
-        watch = face.watch("a")
+        watch = await face.watch("a")
         assert await face.set("a", 1) == 1
         assert (await colour.get(watch)).value == 1
         assert "s3cret" not in repr(store) + repr(face) + repr(watch)
@@ -87,7 +87,7 @@ async def test_a_password_that_changes_meanwhile_silences_a_watch_only_until_it_
     ask(guarded, "CONFIG", "SET", "requirepass", PASSWORD)
     url = f"redis://:{quote(PASSWORD, safe='')}@127.0.0.1:{guarded.port}/0?client_name={namespace}"
     store = new_redis(url=url, namespace=namespace)
-    watch = store.watch("a")
+    watch = await store.watch("a")
     await store.set("a", 1)
     assert (await colour.get(watch)).value == 1
     with redis.Redis(port=guarded.port, password=PASSWORD) as admin:
@@ -112,7 +112,7 @@ async def test_a_server_that_is_full_is_unavailable_and_has_changed_nothing(
 ) -> None:
     server = new_server(engine)
     store = new_redis(url=server.url, namespace=namespace)
-    watch = store.watch(prefix="")
+    watch = await store.watch(prefix="")
     await store.set("there", "value")
     ask(server, "CONFIG", "SET", "maxmemory", "1")
 
@@ -146,7 +146,7 @@ async def test_a_deadline_that_comes_due_while_a_server_is_full_is_made_a_change
     ask(server, "CONFIG", "SET", "maxmemory", "0")
 
     assert await store.get("a") is None
-    since = store.watch("a", since=1)
+    since = await store.watch("a", since=1)
     change = await colour.get(since)
     assert (change.revision, change.expired, change.old_value) == (2, True, 1)
 
@@ -163,7 +163,7 @@ async def test_a_replica_is_read_and_refuses_writes(
     await writer.set("there", "value")
     ask(replica, "REPLICAOF", "127.0.0.1", str(primary.port))
     eventually(lambda: colour.raw(store).get("there") == "value")
-    watch = store.watch(prefix="")
+    watch = await store.watch(prefix="")
 
     for operation in WRITES:
         with pytest.raises(Unavailable, match="READONLY"):
@@ -181,7 +181,7 @@ async def test_a_server_that_still_loads_its_data_is_unavailable_until_it_has(
     slowly = {"key-load-delay": "30000", "loading-process-events-interval-bytes": "1024"}  # for half a minute
     server = new_server(VALKEY, save="3600 1", options=slowly)
     store = new_redis(url=server.url, namespace=namespace)
-    watch = store.watch("there")
+    watch = await store.watch("there")
     await store.set("there", "value")
     with redis.Redis.from_url(server.url) as client:
         client.mset({f"{number}": os.urandom(2000) for number in range(1000)})
@@ -232,7 +232,7 @@ async def test_a_record_that_others_have_damaged_harms_its_key_only(
     redis_url: str, colour: Colour, new_redis: NewStore, namespace: str, junk: bytes
 ) -> None:
     store = new_redis(url=redis_url, namespace=namespace)
-    watch, state = store.watch(prefix="", capacity=None), State(colour, store.observe("well"))
+    watch, state = await store.watch(prefix="", capacity=None), State(colour, await store.observe("well"))
     await store.commit(Set("damaged", 1), Set("well", 1))
     assert [(await colour.get(watch)).key for _ in range(2)] == ["damaged", "well"]
     with redis.Redis.from_url(redis_url) as client:
@@ -273,7 +273,7 @@ async def test_a_record_of_the_log_that_others_have_damaged_harms_one_delivery_o
             if number in (2, 4, 6):
                 planted = {2: {b"x": b"y"}, 4: {**fields, b"n": b"\xff"}, 6: {**fields, b"k": b"\xff\xfe"}}[number]
             client.xadd(log, planted, id=name)
-    watch = store.watch(prefix="", since=0)
+    watch = await store.watch(prefix="", since=0)
 
     told: list[Any] = []
     while len(told) < 7:

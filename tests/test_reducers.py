@@ -20,7 +20,7 @@ def merging(store: Any, colour: Colour, *args: Any, **kwargs: Any) -> Any:
 
 async def test_an_unconditional_set_merges_and_other_keys_are_replaced(store: Any, colour: Colour) -> None:
     tally = merging(store, colour, {"n": add})
-    watch = store.watch("n")
+    watch = await store.watch("n")
     await tally.set("n", 2)
     await tally.set("n", 3)
     await tally.set("other", 2)

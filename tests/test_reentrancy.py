@@ -594,7 +594,7 @@ async def test_a_function_that_fails_in_map_does_not_pass_for_the_end_of_the_wat
     def fail(change: Change) -> Change:
         raise error
 
-    watch = store.watch("a").map(fail)
+    watch = (await store.watch("a")).map(fail)
     await store.set("a", 1)
     with pytest.raises(RuntimeError, match="a function given to map raised"):
         await colour.all(watch)
@@ -705,6 +705,7 @@ MOMENTS: dict[str, Callable[[Any], Any]] = {
     "after_set": lambda store: store.set("a", OUTER),
     "on_delete": lambda store: store.delete("a"),
     "on_scan": lambda store: store.get_many(["a"]),
+    "on_watch": lambda store: store.watch("a"),
     "on_error": lambda store: store.set("a", OUTER, if_revision=10**9),
     "update": None,  # type: ignore[dict-item]
     "wait_for": None,  # type: ignore[dict-item]
@@ -728,7 +729,7 @@ async def test_whoever_is_awaited_may_await_the_store(moment: str, closing: bool
             await store.update("a", lambda value: depth, default=0)
             with suppress(RevisionConflict):
                 await ask()
-            watch = store.watch(mine)
+            watch = await store.watch(mine)
             assert await store.delete(mine)
             assert (await anext(watch)).op is Op.DELETE
             if closing and depth == 20:
@@ -771,11 +772,11 @@ async def test_a_watch_may_be_read_closed_and_opened_by_the_function_that_maps_i
         if behind is not None:
             assert behind.value == 2
         if change.value == 3:
-            opened.append(store.watch("a"))
+            opened.append(colour.raw(store).watch("a"))
             watch.close()
         return change
 
-    watch = store.watch("a").map(through)
+    watch = (await store.watch("a")).map(through)
     for number in range(1, 5):
         await store.set("a", number)
 

@@ -92,7 +92,7 @@ async def test_every_write_that_changes_something_takes_the_next_revision_and_no
 ) -> None:
     chance = random.Random(seed)
     store = new_store(clock=clock)
-    watch = store.watch(prefix="", capacity=None)
+    watch = await store.watch(prefix="", capacity=None)
     last = 0
     for number in range(2000):
         key = chance.choice("abcd")

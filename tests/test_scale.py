@@ -374,7 +374,7 @@ def test_many_cancelled_waits_leave_nothing(wait: str, many: int) -> None:
     futures = living(asyncio.Future)  # and tasks, which are such
     with suppress_topics(store, shared), nothing_left(store, many):
         asyncio.run(main(many))
-    assert not shared._source().waiters
+    assert not shared._subscription.waiters
     assert living(asyncio.Future).keys() <= futures.keys()
     store.set("shared", 1)
     assert shared.get(timeout=0).value == 1
@@ -388,7 +388,7 @@ def suppress_topics(store: MemoryStore, watch: Watch) -> Iterator[None]:
     assert list(topics) == ["shared"]
     members = topics.pop("shared")
     yield
-    assert list(members) == [watch._source()]
+    assert list(members) == [watch._subscription]
     topics["shared"] = members
 
 
@@ -421,7 +421,7 @@ def test_many_waits_that_timed_out_in_threads_leave_nothing(wait: str, many: int
         for thread in threads:
             thread.join(timeout=PATIENCE)
     assert len(timed_out) == many
-    assert not shared._source().waiters
+    assert not shared._subscription.waiters
     store.set("shared", 1)
     assert shared.get(timeout=0).value == 1
     store.close()

@@ -524,7 +524,7 @@ async def test_closing_a_handle_ends_it_and_its_watches_never_the_store(make: An
     raw = colour.raw(store)
     handle = colour.face(make(raw if colour.name == "sync" else raw.aio))
     outside = raw.watch(prefix="")
-    watch = handle.watch("k")
+    watch = await handle.watch("k")
     await handle.set("k", 1)
 
     await handle.close()
@@ -545,7 +545,7 @@ async def test_closing_a_handle_ends_it_and_its_watches_never_the_store(make: An
         with pytest.raises(StoreClosed):
             await use
     with pytest.raises(StoreClosed):
-        handle.watch("k")
+        await handle.watch("k")
     raw.set("still", 1)
     assert isinstance(outside.get(5), Change)
 

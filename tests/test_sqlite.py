@@ -1033,7 +1033,7 @@ async def open_and_close(store: AsyncStore) -> None:
 
 
 async def open_by_writing(store: AsyncStore) -> None:
-    watch = store.watch("a")
+    watch = await store.watch("a")
     await store.set("a", SECRET)
     watch.close()
 

@@ -171,7 +171,7 @@ def test_readers_wake_wherever_an_interrupt_strikes_a_close(closing: Callable[..
         with suppress(KeyboardInterrupt):
             strike(partial(closing, store, watch), place, interrupt)
 
-        if watch._source().ended:
+        if watch._subscription.ended:
             reader.join(timeout=60)
             assert not reader.is_alive(), place
         store.close()
@@ -183,7 +183,7 @@ def parked(watch: Watch) -> threading.Thread:
     """A thread that reads `watch` to its end, or its first change, and waits for it already."""
     reader = threading.Thread(target=next, args=(watch, None))
     reader.start()
-    while not watch._source().waiters:
+    while not watch._subscription.waiters:
         pass
     return reader
 

@@ -57,7 +57,7 @@ def test_a_write_in_a_loop_reaches_a_for_in_a_thread(store: MemoryStore) -> None
 
 def test_two_loops_in_two_threads_talk_through_one_store(store: MemoryStore) -> None:
     async def play(mine: str, others: str, begins: bool) -> None:
-        watch = store.aio.watch(others, since=0)
+        watch = await store.aio.watch(others, since=0)
         if begins:
             await store.aio.set(mine, 0)
         async for change in watch:
@@ -74,13 +74,13 @@ def test_a_loop_closed_with_a_hundred_waiters_is_no_error_in_a_writer(store: Mem
     loop = asyncio.new_event_loop()
     tasks = [loop.create_task(watch.aget()) for _ in range(100)]
     loop.run_until_complete(asyncio.sleep(0))
-    assert len(watch._source().waiters) == 100
+    assert len(watch._subscription.waiters) == 100
     loop.close()
 
     for number in range(1000):
         store.set("a", number)
 
-    assert not watch._source().waiters
+    assert not watch._subscription.waiters
     assert watch.get(timeout=0).value == 0
     for task in tasks:  # so that their end makes no noise
         task._log_destroy_pending = False  # type: ignore[attr-defined]
@@ -97,7 +97,7 @@ def test_a_wake_up_passes_over_readers_of_a_dead_loop(store: MemoryStore) -> Non
     loop.close()
     parked = threading.Thread(target=watch.get)
     parked.start()
-    while len(watch._source().waiters) < 2:
+    while len(watch._subscription.waiters) < 2:
         pass
 
     store.set("a", 1)
@@ -115,7 +115,7 @@ def test_a_reader_whose_loop_stands_still_does_not_keep_others_waiting(store: Me
     loop.run_until_complete(asyncio.sleep(0))
     parked = threading.Thread(target=watch.get)
     parked.start()
-    while len(watch._source().waiters) < 2:
+    while len(watch._subscription.waiters) < 2:
         pass
 
     store.set("a", 1)
@@ -128,7 +128,7 @@ def test_a_reader_whose_loop_stands_still_does_not_keep_others_waiting(store: Me
 
 def test_a_reader_that_was_woken_is_not_woken_twice_while_another_one_waits(store: MemoryStore) -> None:
     watch = store.watch("a")
-    source = watch._source()
+    source = watch._subscription
     readers = [threading.Thread(target=watch.get) for _ in range(2)]
     for reader in readers:
         reader.start()

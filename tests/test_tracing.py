@@ -103,8 +103,8 @@ async def test_keys_are_told_on_request_and_never_in_the_metric(store: Any, colo
     await handle.get("b")
     await handle.scan("p")
     await handle.scan(keys=["c", "d"])
-    handle.watch("e").close()
-    handle.watch(prefix="f").close()
+    (await handle.watch("e")).close()
+    (await handle.watch(prefix="f")).close()
 
     told = [(span.attributes or {})["stigmergy.keys"] for span in sdk.finished()]
     assert told == [("a",), ("b",), ("p*",), ("c", "d"), ("e",), ("f*",)]
@@ -113,7 +113,7 @@ async def test_keys_are_told_on_request_and_never_in_the_metric(store: Any, colo
 
 async def test_whoever_watches_gets_a_link_to_whoever_wrote(store: Any, colour: Colour, sdk: Sdk) -> None:
     handle = traced(store, colour, sdk, keys=True)
-    watch = handle.watch("a")
+    watch = await handle.watch("a")
     await handle.commit(Set("a", 1, meta={"mine": "kept"}))
     await store.set("a", 2)
     changes = await colour.drain(watch)

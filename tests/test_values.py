@@ -231,7 +231,7 @@ def test_the_order_of_a_dict_is_kept() -> None:
 
 @pytest.mark.parametrize("value", [*SCALAR_VALUES, *OTHER_VALUES], ids=repr)
 async def test_a_store_gives_back_what_it_took_and_shares_nothing(store: Any, value: Any) -> None:
-    watch, observe = store.watch("a"), store.observe("a")
+    watch, observe = await store.watch("a"), await store.observe("a")
 
     await store.set("a", value)
 

@@ -10,13 +10,13 @@ General layout, each module importing only those above it:
     codec       how values become bytes, where they leave the process
     checks      bad input, refused before anything has changed
     flow        logic that never waits: operations, steps, run and arun
-    threads     what an async face does by blocking
+    threads     what an async interface does by blocking
     subscription  the buffer of one watch
     watch       Watch: what a program holds, and the two ways to wait
     hub         which watches does a change reach; recent changes
     store       Store: the contract
     aio         AsyncStore: the same, awaited
-    bridge      the other face of a store: .aio and .sync
+    bridge      the async interface of a store that was written for threads
     middleware  logic around every operation
     hooks       functions around reads and writes
     scope       handles: a store through a scope, an identity or a guard
@@ -62,7 +62,7 @@ from stigmergy.reducers import with_reducers
 from stigmergy.registry import list_providers, open_async_store, open_store, register
 from stigmergy.scope import acting_as, agent_store, guarded, scoped
 from stigmergy.store import Store
-from stigmergy.watch import Watch
+from stigmergy.watch import Opening, Watch
 
 __all__ = [
     "AccessDenied",
@@ -89,6 +89,7 @@ __all__ = [
     "Next",
     "Op",
     "OpenWatch",
+    "Opening",
     "Operation",
     "OutcomeUnknown",
     "ProviderNotFound",

@@ -10,7 +10,7 @@ from stigmergy import flow as flows
 from stigmergy.checks import Overflow, check_capabilities
 from stigmergy.flow import Flow, OpenWatch, Operation
 from stigmergy.model import Check, Delete, Entry, Set, Snapshot, Ttl
-from stigmergy.watch import Watch
+from stigmergy.watch import Opening, Watch
 
 if TYPE_CHECKING:
     from stigmergy.store import Store
@@ -30,9 +30,9 @@ class AsyncStore(ABC):
     On a store that blocks, a call that is cancelled goes on in its thread: a write may still happen, even after later
     ones.
 
-    `open_watch`, `watch` and `observe` are plain methods and return at once. On a store that blocks, the watch is
-    subscribed on `async with`, on `await watch`, on first use, or before the next operation of this object is sent,
-    whichever comes first; what goes wrong there is raised at the watch's first use.
+    What `watch` and `observe` return is to be opened, by `watch = await store.watch("k")`, or for the length of a block
+    by `async with store.watch("k") as watch:`. A change counts from then on, and what goes wrong is raised there. An
+    opening that fails or is cancelled leaves nothing behind, also on a store that answers later.
     """
 
     capabilities: frozenset[str] = frozenset()
@@ -62,8 +62,8 @@ class AsyncStore(ABC):
         """Same as `Store.commit`."""
 
     @abstractmethod
-    def open_watch(self, request: OpenWatch) -> Watch:
-        """Same as `Store.open_watch`, at once."""
+    async def open_watch(self, request: OpenWatch) -> Watch:
+        """Same as `Store.open_watch`."""
 
     @abstractmethod
     async def close(self) -> None:
@@ -102,13 +102,13 @@ class AsyncStore(ABC):
         since: int | str | None = None,
         capacity: int | None = 1024,
         overflow: Overflow = "drop",
-    ) -> Watch:
-        """Same as `Store.watch`, at once."""
-        return self.open_watch(OpenWatch(keys, prefix, since, capacity, overflow))
+    ) -> Opening:
+        """Same as `Store.watch`, once it is awaited or entered. Bad arguments are refused at once."""
+        return Opening(self._perform(OpenWatch(keys, prefix, since, capacity, overflow)))
 
-    def observe(self, *keys: str, prefix: str | None = None) -> Watch:
-        """Same as `Store.observe`, at once."""
-        return self.open_watch(OpenWatch(keys, prefix, latest=True))
+    def observe(self, *keys: str, prefix: str | None = None) -> Opening:
+        """Same as `Store.observe`, once it is awaited or entered. Bad arguments are refused at once."""
+        return Opening(self._perform(OpenWatch(keys, prefix, latest=True)))
 
     async def wait_for(self, key: str, predicate: Callable[[Any], Any], *, timeout: float | None = None) -> Entry:
         """Same as `Store.wait_for`; `predicate` may be async."""
@@ -147,4 +147,8 @@ class AsyncStore(ABC):
         return to_sync(self)
 
     def _perform(self, operation: Operation[Any]) -> Any:
-        return operation.apply(self)
+        awaitable = operation.apply(self)
+        if isinstance(awaitable, Watch):
+            awaitable.close()
+            raise TypeError(f"{type(self).__qualname__}.open_watch must be `async def`")
+        return awaitable

@@ -20,7 +20,7 @@ from stigmergy.model import Check, Delete, Entry, Set, Snapshot, Ttl
 from stigmergy.store import Store
 from stigmergy.subscription import fills
 from stigmergy.threads import Threads
-from stigmergy.watch import Unopened, Watch
+from stigmergy.watch import Watch
 
 __all__ = ["to_async", "to_sync"]
 
@@ -69,7 +69,7 @@ class _InlineStore(AsyncStore):
             await asyncio.sleep(0)
         return revision
 
-    def open_watch(self, request: OpenWatch) -> Watch:
+    async def open_watch(self, request: OpenWatch) -> Watch:
         return self._store.open_watch(request)
 
     async def close(self) -> None:
@@ -83,7 +83,6 @@ class _ThreadedStore(AsyncStore):
         self._store = self._faces["sync"] = store
         self.capabilities = store.capabilities
         self._threads = Threads()
-        self._unopened = Unopened(store, self._threads)
 
     async def get_entry(self, key: str) -> Entry | None:
         return await self._in_thread(self._store.get_entry, key)
@@ -96,8 +95,8 @@ class _ThreadedStore(AsyncStore):
     async def commit(self, *writes: Set | Delete | Check) -> tuple[int | None, ...]:
         return await self._in_thread(self._store.commit, *writes)
 
-    def open_watch(self, request: OpenWatch) -> Watch:
-        return self._unopened.watch(request)
+    async def open_watch(self, request: OpenWatch) -> Watch:
+        return await self._in_thread(self._store.open_watch, request)
 
     async def close(self) -> None:
         await self._in_thread(self._store.close)
@@ -107,16 +106,8 @@ class _ThreadedStore(AsyncStore):
         """For the other face: the store is closed, and needs no threads any more."""
         self._threads.close()
 
-    def abandon(self) -> None:
-        """In a child process: forget the watches that the parent had yet to open, and who was about to."""
-        self._unopened = Unopened(self._store, self._threads)
-
     async def _in_thread(self, method: Callable[..., T], *args: Any) -> T:
-        return await self._threads.call(self._open_and_call, method, *args)
-
-    def _open_and_call(self, method: Callable[..., T], *args: Any) -> T:
-        self._unopened.open()
-        return method(*args)
+        return await self._threads.call(method, *args)
 
 
 class _PortalStore(Store):
@@ -145,7 +136,7 @@ class _PortalStore(Store):
         return self._portal.call(self._store.commit(*writes))
 
     def open_watch(self, request: OpenWatch) -> Watch:
-        return self._portal.call(_opened(self._store.open_watch(request)))
+        return self._portal.call(self._store.open_watch(request))
 
     def close(self) -> None:
         if not self._portal.stopped:
@@ -225,7 +216,3 @@ async def _serve(started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]
 def _stop(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
     with suppress(RuntimeError):  # it has ended already
         loop.call_soon_threadsafe(stop.set)
-
-
-async def _opened(watch: Watch) -> Watch:
-    return await watch

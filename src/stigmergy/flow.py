@@ -91,7 +91,7 @@ class Operation(Step[T]):
     name: ClassVar[str]
 
     def apply(self, store: Store | AsyncStore) -> Any:
-        """Do it on `store`: its result on a `Store`, an awaitable of it on an `AsyncStore` (`OpenWatch`: the watch)."""
+        """Do it on `store`: its result on a `Store`, an awaitable of it on an `AsyncStore`."""
         raise NotImplementedError
 
 
@@ -184,7 +184,7 @@ class OpenWatch(Operation["Watch"]):
         _assign(self, "overflow", overflow)
         _assign(self, "latest", bool(latest))
 
-    def apply(self, store: Store | AsyncStore) -> Watch:
+    def apply(self, store: Store | AsyncStore) -> Any:
         return store.open_watch(self)
 
 
@@ -206,8 +206,8 @@ class Call(Step[T]):
     def do(self) -> T:
         result: Any = self.function(*self.args)
         if hasattr(type(result), "__await__"):
-            _discard(result)
-            raise TypeError(f"{_named(self.function)} is async: use it with the async store (`.aio`), or make it plain")
+            discard(result)
+            raise async_on_sync(self.function)
         value: T = result
         return value
 
@@ -245,7 +245,7 @@ class Next(Step[Change]):
         except TimeoutError:
             if not limit.expired():
                 raise
-            late = self.watch.get_nowait() if self.watch.is_open else None  # it may have come in time, the task not
+            late = self.watch.get_nowait()  # it may have come in time, the task not
             if late is None:
                 raise TimeoutError("no change came in time") from None
             return late
@@ -277,18 +277,15 @@ Perform: TypeAlias = Callable[[Operation[Any]], Any]
 """What does an operation that a flow yielded."""
 
 
-def run(flow: Flow[T], perform: Perform, *, steps: type[Step[Any]] = Step) -> T:
-    """Drive `flow` to its result, blocking. Each operation goes to `perform`; errors are thrown into the flow.
-
-    Steps of a kind other than `steps` are refused with a `TypeError`.
-    """
+def run(flow: Flow[T], perform: Perform) -> T:
+    """Drive `flow` to its result, blocking. Each operation goes to `perform`; errors are thrown into the flow."""
     send = resume = _sender(flow)
     argument: Any = None
     try:
         while True:
             step = resume(argument)
             try:
-                argument = perform(step) if isinstance(step, Operation) else _checked(step, steps).do()
+                argument = perform(step) if isinstance(step, Operation) else _checked(step).do()
                 resume = send
             except BaseException as error:
                 argument, resume = error, flow.throw
@@ -309,7 +306,7 @@ async def arun(flow: Flow[T], perform: Callable[[Operation[Any]], Awaitable[Any]
         while True:
             step = resume(argument)
             try:
-                argument = await (perform(step) if isinstance(step, Operation) else _checked(step, Step).ado())
+                argument = await (perform(step) if isinstance(step, Operation) else _checked(step).ado())
                 resume = send
             except BaseException as error:
                 argument, resume = error, flow.throw
@@ -377,18 +374,23 @@ def wait_for(key: str, predicate: Callable[[Any], Any], timeout: float | None = 
 
 def _sender(flow: Flow[T]) -> Callable[[Any], Step[Any]]:
     if type(flow) is not GeneratorType and not isinstance(flow, Generator):
-        _discard(flow)
+        discard(flow)
         raise TypeError(f"a flow is a generator, not a {type(flow).__name__}: its function must contain a yield")
     return flow.send
 
 
-def _checked(step: object, steps: type[Step[Any]]) -> Step[Any]:
-    if not isinstance(step, steps):
-        raise TypeError(f"a flow may yield operations and {steps.__name__} steps here, not a {type(step).__name__}")
+def _checked(step: object) -> Step[Any]:
+    if not isinstance(step, Step):
+        raise TypeError(f"a flow may yield operations and steps, not a {type(step).__name__}")
     return step
 
 
-def _discard(awaitable: object) -> None:
+def async_on_sync(function: Callable[..., Any]) -> TypeError:
+    """What to raise where `function` would have to be awaited, and cannot be."""
+    return TypeError(f"{_named(function)} is async: use it with the async store (`.aio`), or make it plain")
+
+
+def discard(awaitable: object) -> None:
     """Close a coroutine that nobody will await, so that it does not warn about it."""
     close = getattr(awaitable, "close", None)
     if close is not None:

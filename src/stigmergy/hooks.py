@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import wraps
 from typing import Any, TypeAlias
 
 from stigmergy.errors import RevisionConflict
-from stigmergy.flow import Call, Commit, Flow, GetEntry, OpenWatch, Operation, Scan
+from stigmergy.flow import Call, Commit, Flow, GetEntry, OpenWatch, Operation, Scan, Step, async_on_sync, discard
 from stigmergy.middleware import Middleware
-from stigmergy.model import Delete, Entry, Set
+from stigmergy.model import Delete, Set
 
 __all__ = ["Hook", "Hooks", "compose_hooks", "with_hooks"]
 
@@ -27,11 +26,11 @@ class Hooks:
       they raise is logged: a write that happened is no failure.
     - `on_error(error)` sees every `Exception` that the operation is about to raise, and may return another one to raise
       in its place. It cannot make a failure look like a success, and it cannot replace a `RevisionConflict`, on which
-      retries depend. An async one is not called for a `watch()` that fails.
+      retries depend.
 
     They fire for `set`, `delete`, `commit`, conditional writes and every attempt of `update` alike: once for each write
-    of a commit, all those before it first. Expiry fires none. On an async store all may be async but `on_watch`, since
-    `watch()` returns at once; an async hook on a sync store is a `TypeError` before anything has happened.
+    of a commit, all those before it first. Expiry fires none. On an async store all may be async; an async hook on a
+    sync store is a `TypeError` before anything has happened.
     """
 
     __slots__ = _MOMENTS
@@ -56,8 +55,6 @@ class Hooks:
         self.on_scan = _functions(on_scan)
         self.on_watch = _functions(on_watch)
         self.on_error = _functions(on_error)
-        if any(map(_is_async, self.on_watch)):
-            raise TypeError("on_watch must be a plain function: watch() returns at once")
 
 
 def compose_hooks(*hooks: Hooks) -> Hooks:
@@ -68,81 +65,79 @@ def compose_hooks(*hooks: Hooks) -> Hooks:
 def with_hooks(hooks: Hooks) -> Middleware:
     """Return a middleware that calls `hooks`, for `apply_middleware`."""
     functions = [hook for moment in _MOMENTS for hook in getattr(hooks, moment)]
-    in_need_of_await = [_stand_in(hook) for hook in functions if _is_async(hook)]
+    first_async = tuple(_Await(hook, None) for hook in functions if _is_async(hook))[:1]
+    observes = bool(hooks.after_get or hooks.after_set)
 
+    # Plain functions are called right here: a step or a generator for each took longer than the write that it is about
+    # (benchmark: set with hooks).
     def call_hooks(operation: Operation[Any]) -> Flow[Any]:
-        at_once = isinstance(operation, OpenWatch)
-        for stand_in in () if at_once else in_need_of_await:
-            yield from Call(stand_in)
+        if first_async:
+            yield from first_async
+        attempted = False
         try:
-            return (yield from _around(hooks, operation))
+            for before, args in _before(hooks, operation):
+                for hook in before:
+                    if (given := hook(*args)) is not None:
+                        yield from _given(hook, given)
+            attempted = True
+            result = yield operation
         except Exception as error:
-            handlers = [hook for hook in hooks.on_error if not (at_once and _is_async(hook))]
-            raised = yield from _on_error(handlers, error)
+            if attempted:
+                yield from _observe(hooks, operation, None, error)
+            raised = yield from _on_error(hooks.on_error, error)
             if raised is error:
                 raise
             try:
                 raise raised from error
             finally:
                 del raised  # it holds this frame
+        if observes:
+            yield from _observe(hooks, operation, result, None)
+        return result
 
     return call_hooks
 
 
-def _around(hooks: Hooks, operation: Operation[Any]) -> Flow[Any]:
+def _before(hooks: Hooks, operation: Operation[Any]) -> list[tuple[tuple[Hook, ...], tuple[Any, ...]]]:
+    """Whom to call before `operation`, each with what."""
     if isinstance(operation, GetEntry):
-        return (yield from _around_get(hooks, operation))
+        return [(hooks.before_get, (operation.key,))]
     if isinstance(operation, Commit):
-        return (yield from _around_commit(hooks, operation))
+        asked: list[tuple[tuple[Hook, ...], tuple[Any, ...]]] = []
+        for write in operation.writes:
+            if isinstance(write, Set):
+                asked.append((hooks.before_set, (write.key, write.value)))
+            elif isinstance(write, Delete):
+                asked.append((hooks.on_delete, (write.key,)))
+        return asked
     if isinstance(operation, Scan):
-        yield from _calls(hooks.on_scan, operation)
-    elif isinstance(operation, OpenWatch):
-        yield from _calls(hooks.on_watch, operation)
-    return (yield operation)
+        return [(hooks.on_scan, (operation,))]
+    if isinstance(operation, OpenWatch):
+        return [(hooks.on_watch, (operation,))]
+    return []
 
 
-def _around_get(hooks: Hooks, operation: GetEntry) -> Flow[Entry | None]:
-    yield from _calls(hooks.before_get, operation.key)
-    try:
-        entry = yield from operation
-    except Exception as error:
-        yield from _observe(hooks.after_get, operation.key, None, error)
-        raise
-    yield from _observe(hooks.after_get, operation.key, None if entry is None else entry.value, None)
-    return entry
-
-
-def _around_commit(hooks: Hooks, operation: Commit) -> Flow[tuple[int | None, ...]]:
-    for write in operation.writes:
-        if isinstance(write, Set):
-            yield from _calls(hooks.before_set, write.key, write.value)
-        elif isinstance(write, Delete):
-            yield from _calls(hooks.on_delete, write.key)
-    if not hooks.after_set:
-        return (yield operation)  # type: ignore[no-any-return]
-    sets = [write for write in operation.writes if isinstance(write, Set)]
-    try:
-        revisions = yield from operation
-    except Exception as error:
-        for write in sets:
-            yield from _observe(hooks.after_set, write.key, write.value, error)
-        raise
-    for write in sets:
-        yield from _observe(hooks.after_set, write.key, write.value, None)
-    return revisions
-
-
-def _calls(hooks: tuple[Hook, ...], *args: Any) -> Flow[None]:
-    for hook in hooks:
-        yield from Call(hook, *args)
-
-
-def _observe(hooks: tuple[Hook, ...], *args: Any) -> Flow[None]:
+def _observe(hooks: Hooks, operation: Operation[Any], result: Any, error: Exception | None) -> Flow[None]:
     """Call what only observes: an operation that happened is not made a failure by it."""
-    try:
-        yield from _calls(hooks, *args)
-    except Exception:
-        _log("a hook that observes %r failed", args[0])
+    observers: tuple[Hook, ...] = ()
+    seen: list[tuple[str, Any]] = []
+    if isinstance(operation, GetEntry):
+        observers, seen = hooks.after_get, [(operation.key, None if result is None else result.value)]
+    elif isinstance(operation, Commit):
+        observers = hooks.after_set
+        seen = [(write.key, write.value) for write in operation.writes if isinstance(write, Set)]
+    for key, value in seen:
+        try:
+            for hook in observers:
+                yield from _given(hook, hook(key, value, error))
+        except Exception:
+            _log("a hook that observes %r failed", key)
+
+
+def _given(hook: Hook, given: Any) -> Flow[None]:
+    """Await what `hook` has returned, if that is to be awaited."""
+    if hasattr(type(given), "__await__"):
+        yield _Await(hook, given)
 
 
 def _on_error(hooks: Iterable[Hook], error: Exception) -> Flow[Exception]:
@@ -164,14 +159,24 @@ def _log(message: str, *args: object) -> None:
     logging.getLogger("stigmergy").exception(message, *args)
 
 
-def _stand_in(hook: Hook) -> Hook:
-    """Does nothing, but needs to be awaited: where that cannot be done, it fails in place of `hook`, in time."""
+class _Await(Step[None]):
+    """Await what `hook` has returned, if anything. On a sync store that is a `TypeError`: `hook` is async."""
 
-    @wraps(hook)
-    async def stand_in() -> None:
-        pass
+    __slots__ = ("given", "hook")
+    hook: Hook
+    given: Any
 
-    return stand_in
+    def __init__(self, hook: Hook, given: Any) -> None:
+        object.__setattr__(self, "hook", hook)
+        object.__setattr__(self, "given", given)
+
+    def do(self) -> None:
+        discard(self.given)
+        raise async_on_sync(self.hook)
+
+    async def ado(self) -> None:
+        if self.given is not None:
+            await self.given
 
 
 def _is_async(hook: Hook) -> bool:

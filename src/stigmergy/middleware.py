@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, TypeAlias, overload
 
 from stigmergy.aio import AsyncStore
-from stigmergy.flow import Call, Commit, Flow, GetEntry, OpenWatch, Operation, Scan, arun, run
+from stigmergy.flow import Commit, Flow, GetEntry, OpenWatch, Operation, Scan, arun, run
 from stigmergy.model import Check, Delete, Entry, Set, Snapshot
 from stigmergy.store import Store
 from stigmergy.watch import Watch
@@ -31,9 +31,6 @@ def apply_middleware(store: Store | AsyncStore, *middleware: Middleware) -> Stor
     Whatever the store can do, the result can: reads, conditional writes, commits, scans and watches all pass through,
     and none goes around. Its other face (`aio`, `sync`) is wrapped by the same chain. Applied to the result again, more
     middleware extends the chain on the outside. Closing the result closes the store.
-
-    Around `OpenWatch` on an `AsyncStore` only that `OpenWatch` and a plain `Call` may be yielded, for `watch()` returns
-    at once; anything else is a `TypeError`.
     """
     for function in middleware:
         if not callable(function):
@@ -98,7 +95,6 @@ class AsyncMiddlewareStore(AsyncStore):
         self._faces["sync"] = store
         self._inner = inner
         self._through = _chained(store._chain, _around_awaiting, inner._perform)
-        self._through_at_once = _chained(store._chain, _around_at_once, partial(_apply_at_once, inner))
 
     async def get_entry(self, key: str) -> Entry | None:
         entry: Entry | None = await self._through(GetEntry(key))
@@ -114,15 +110,15 @@ class AsyncMiddlewareStore(AsyncStore):
         revisions: tuple[int | None, ...] = await self._through(Commit(writes))
         return revisions
 
-    def open_watch(self, request: OpenWatch) -> Watch:
-        watch: Watch = self._through_at_once(request)
+    async def open_watch(self, request: OpenWatch) -> Watch:
+        watch: Watch = await self._through(request)
         return watch
 
     async def close(self) -> None:
         await self._inner.close()
 
     def _perform(self, operation: Operation[Any]) -> Any:
-        return self._through_at_once(operation) if isinstance(operation, OpenWatch) else self._through(operation)
+        return self._through(operation)
 
 
 _Perform: TypeAlias = Callable[[Operation[Any]], Any]
@@ -149,13 +145,6 @@ async def _around_awaiting(function: Middleware, perform: _Perform, operation: O
     return result
 
 
-def _around_at_once(function: Middleware, perform: _Perform, operation: Operation[Any]) -> Any:
-    result = run(function(_only_watch(operation)), perform, steps=Call)
-    if result is None or isinstance(operation, (Scan, OpenWatch)):
-        _check_result(function, operation, result)
-    return result
-
-
 def _check_result(function: Middleware, operation: Operation[Any], result: Any) -> None:
     """Raise `TypeError` for a result that would fail where nobody knows any more whose it was."""
     kind = Snapshot if isinstance(operation, Scan) else Watch if isinstance(operation, OpenWatch) else object
@@ -165,13 +154,3 @@ def _check_result(function: Middleware, operation: Operation[Any], result: Any) 
     if not isinstance(result, kind):
         given = type(result).__name__
         raise TypeError(f"the middleware {name} returned a {given} for {operation!r}, and not a {kind.__name__}")
-
-
-def _apply_at_once(store: AsyncStore, operation: Operation[Any]) -> Any:
-    return _only_watch(operation).apply(store)
-
-
-def _only_watch(operation: Operation[Any]) -> OpenWatch:
-    if not isinstance(operation, OpenWatch):
-        raise TypeError(f"around OpenWatch on an async store yield it, or a plain Call, not {type(operation).__name__}")
-    return operation

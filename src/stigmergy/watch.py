@@ -8,29 +8,23 @@ from __future__ import annotations
 
 import sys
 from _thread import allocate_lock
-from collections.abc import Callable, Generator
-from contextlib import suppress
-from functools import partial
+from collections.abc import Callable, Coroutine, Generator
 from math import inf
-from threading import TIMEOUT_MAX, Lock, RLock
+from threading import TIMEOUT_MAX
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias
-from weakref import ref
 
 from stigmergy.checks import check_timeout
-from stigmergy.errors import StateError, Unavailable, WatchClosed
+from stigmergy.errors import StateError, WatchClosed
 from stigmergy.model import Change
 from stigmergy.subscription import Subscription
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future
 
-    from stigmergy.flow import OpenWatch
     from stigmergy.hub import Hub
-    from stigmergy.store import Store
-    from stigmergy.threads import Threads
 
-__all__ = ["Relate", "Unopened", "Watch"]
+__all__ = ["Opening", "Relate", "Watch"]
 
 Relate: TypeAlias = Callable[[StateError], StateError]
 """The same error, as a layer further out calls things."""
@@ -43,6 +37,9 @@ def _as_it_is(error: StateError) -> StateError:
 class Watch:
     """The changes of some keys or of a prefix, in order: `for`, `async for`, `with`, `async with`, on one object.
 
+    A watch is open from the start: whatever is written after `store.watch()` has returned it, or after
+    `await store.aio.watch()` has, reaches it.
+
     Revisions strictly increase. Every change that matches is delivered once or, where the reader was too slow, counted
     in `missed` of the next one delivered. Several threads or tasks that read one watch share its changes.
 
@@ -51,20 +48,12 @@ class Watch:
     nothing. A watch that nobody holds any more unsubscribes by itself.
     """
 
-    __slots__ = ("__weakref__", "_functions", "_opener", "_opening", "_owner", "_subscription", "_threads")
+    __slots__ = ("__weakref__", "_functions", "_owner", "_subscription")
 
-    def __init__(
-        self, source: Subscription | Callable[[], Watch], owner: object = None, threads: Threads | None = None
-    ) -> None:
-        """For providers: a watch of `source`; a function stands for a watch that is yet to be opened, by blocking.
-
-        `owner` is kept alive as long as the watch. In `threads` it is opened for tasks.
-        """
+    def __init__(self, subscription: Subscription, owner: object = None) -> None:
+        """For providers: a watch of `subscription`. `owner` is kept alive as long as the watch."""
+        self._subscription = subscription
         self._owner = owner
-        self._threads = threads
-        self._subscription = source if isinstance(source, Subscription) else None
-        self._opener = None if isinstance(source, Subscription) else source
-        self._opening = RLock()
         self._functions: tuple[tuple[Callable[[Change], Change], Relate], ...] = ()
 
     def get(self, timeout: float | None = None) -> Change:
@@ -74,7 +63,7 @@ class Watch:
         block a running event loop.
         """
         deadline = inf if timeout is None else monotonic() + check_timeout(timeout)
-        source = self._source()
+        source = self._subscription
         try:
             while (change := self.get_nowait()) is None:
                 _park_thread(source, deadline)
@@ -86,9 +75,6 @@ class Watch:
     async def aget(self) -> Change:
         """Same as `get`, waiting in this task; `asyncio.timeout` limits the wait."""
         source = self._subscription
-        if source is None:
-            await self._opened()
-            source = self._source()
         try:
             while (change := self.get_nowait()) is None:
                 await _park_task(source)
@@ -103,7 +89,7 @@ class Watch:
         A change whose value cannot be copied (`InvalidValue`), or for which a function given to `map` raises, is taken
         out nevertheless: the next call goes on behind it.
         """
-        source = self._source()
+        source = self._subscription
         hub = source.hub
         ended = source.ended  # asked before the look: what is put in between the two must not be passed over
         change: Change | None = hub.locked(source.take)
@@ -123,26 +109,24 @@ class Watch:
 
     def close(self) -> None:
         """End the watch, from any thread. What is buffered can still be read. Closing twice is fine."""
-        self._opener = None
-        if self._subscription is not None:
-            self._subscription.hub.leave(self._subscription)
+        self._subscription.hub.leave(self._subscription)
 
     @property
     def revision(self) -> int:
         """All that matches up to this revision was delivered, or counted as missed. Advances without deliveries."""
-        source = self._source()
+        source = self._subscription
         return source.hub.locked(source.revision)
 
     @property
     def bookmark(self) -> str:
         """The moment of `revision`: a watch opened with `since=` this bookmark goes on from there."""
-        source = self._source()
+        source = self._subscription
         return source.hub.locked(source.bookmark)
 
     @property
     def dropped(self) -> int:
         """How many changes gave way to newer ones so far because the buffer was full."""
-        return self._source().dropped
+        return self._subscription.dropped
 
     def __iter__(self) -> Self:
         return self
@@ -162,55 +146,13 @@ class Watch:
         except WatchClosed:
             raise StopAsyncIteration from None
 
-    def __await__(self) -> Generator[Any, Any, Self]:
-        """Return this watch once it is subscribed: at once, unless its store blocks."""
-        yield from self._opened().__await__()
-        return self
-
-    def open(self) -> None:
-        """Same as `await watch`, blocking."""
-        if self._subscription is None and self._opener is not None and _running_loop() is not None:
-            raise RuntimeError("use `async with` here: opening this watch would block the running event loop")
-        with self._opening:
-            if self._subscription is None:
-                opener = self._opener
-                if opener is None:
-                    raise WatchClosed
-                opened = opener()
-                self._functions, self._owner = opened._functions + self._functions, opened._owner
-                self._subscription, opened._subscription = opened._source(), None
-                if self._opener is None:  # closed meanwhile, perhaps by somebody who found no subscription
-                    self.close()
-                    raise WatchClosed
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it was subscribed; always, unless its store blocks."""
-        return self._subscription is not None
-
-    def try_open(self) -> Exception | None:
-        """Same as `open`; what goes wrong is returned, and raised at the first use."""
-        try:
-            self.open()
-        except Exception as error:
-            self.fail(error)
-            return error
-        return None
-
-    def fail(self, error: Exception) -> None:
-        """Raise `error` at the first use, unless it was closed."""
-        if self._opener is not None:
-            self._opener = partial(_fail, error)
-
     def __enter__(self) -> Self:
-        self.open()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     async def __aenter__(self) -> Self:
-        await self._opened()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -227,8 +169,7 @@ class Watch:
             source.hub.left.append(source)
 
     def __repr__(self) -> str:
-        source = self._subscription
-        return "<Watch not yet open>" if source is None else f"<Watch {source!r}>"
+        return f"<Watch {self._subscription!r}>"
 
     def _delivered(self, hub: Hub, change: Change) -> Change:
         """`change` as the reader's own. In an error, only the layers around the one that failed have a say."""
@@ -253,59 +194,41 @@ class Watch:
         finally:
             del related, cause  # they hold this frame
 
-    async def _opened(self) -> None:
-        if self._subscription is None:
-            from asyncio import to_thread
 
-            await (to_thread(self.open) if self._threads is None else self._threads.call(self.open))
+class Opening:
+    """A watch that is yet to be opened: `watch = await opening`, or `async with opening as watch:`, once.
 
-    def _source(self) -> Subscription:
-        if self._subscription is None:
-            self.open()
-        assert self._subscription is not None
-        return self._subscription
+    Nothing is open before that. Opened twice it is a `RuntimeError`, and dropped unopened a `RuntimeWarning`, as with
+    any coroutine: it holds the one of `AsyncStore.open_watch`.
+    """
 
+    __slots__ = ("_coroutine", "_watch")
 
-class Unopened:
-    """The watches of an async face whose store blocks: each is opened, by blocking, before the next operation."""
+    def __init__(self, coroutine: Coroutine[Any, Any, Watch]) -> None:
+        self._coroutine = coroutine
 
-    def __init__(self, store: Store, threads: Threads) -> None:
-        self._store = store
-        self._threads = threads
-        self._watches: list[ref[Watch]] = []  # copied at once also without a GIL; a deque is not
-        self._opening = Lock()
+    def __await__(self) -> Generator[Any, Any, Watch]:
+        return self._coroutine.__await__()
 
-    def watch(self, request: OpenWatch) -> Watch:
-        """A watch that is yet to be opened."""
-        watch = Watch(partial(self._store.open_watch, request), threads=self._threads)
-        for reference in self._watches.copy():
-            unopened = reference()
-            if unopened is None or unopened.is_open:
-                self._forget(reference)
-        self._watches.append(ref(watch))
-        return watch
+    async def __aenter__(self) -> Watch:
+        self._watch = await self._coroutine
+        return self._watch
 
-    def open(self) -> None:
-        """Open them all; what goes wrong is raised at the first use of each.
+    async def __aexit__(self, *_: object) -> None:
+        self._watch.close()
 
-        An engine that is `Unavailable` is not asked again for the others: each would wait as long.
-        """
-        down: Exception | None = None
-        with self._opening:  # nobody's operation may overtake
-            for reference in self._watches.copy():
-                watch = reference()
-                if watch is not None and isinstance(down, Unavailable):
-                    watch.fail(down)
-                elif watch is not None:
-                    down = watch.try_open()
-                self._forget(reference)
+    def __aiter__(self) -> object:
+        # Opened by its first step, it would lose what is written before that.
+        from inspect import CORO_CREATED, getcoroutinestate, iscoroutine
 
-    def __bool__(self) -> bool:
-        return bool(self._watches)
+        if iscoroutine(self._coroutine) and getcoroutinestate(self._coroutine) == CORO_CREATED:
+            self._coroutine.close()  # it need not warn as well
+        raise TypeError(
+            "open it first: `async with store.watch(...) as watch:`, and in there `async for change in watch:`"
+        )
 
-    def _forget(self, reference: ref[Watch]) -> None:
-        with suppress(ValueError):
-            self._watches.remove(reference)
+    def __repr__(self) -> str:
+        return "<Opening of a watch, to be awaited or entered by `async with`>"
 
 
 class _ThreadWaiter:
@@ -378,10 +301,6 @@ async def _park_task(source: Subscription) -> None:
             await waiter.woken
     finally:
         source.remove(waiter)
-
-
-def _fail(error: Exception) -> Watch:
-    raise error
 
 
 def _set(woken: Future[None]) -> bool:

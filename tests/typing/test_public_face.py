@@ -1,7 +1,4 @@
-"""What mypy --strict and pyright know of the public face. Running it shows that it is true as well.
-
-A watch can be awaited, so that mypy wants to see it used: hence `_ =`.
-"""
+"""What mypy --strict and pyright know of the public face. Running it shows that it is true as well."""
 
 from __future__ import annotations
 
@@ -68,9 +65,9 @@ def test_a_store() -> None:
         assert_type(store.commit(Set("b", 1), Check("a", 3), Delete("c")), tuple[int | None, ...])
         assert_type(store.update("a", lambda value: value + 1, default=0), Any)
         assert_type(store.wait_for("a", lambda value: value == 2, timeout=1), Entry)
-        _ = assert_type(store.watch("a", since=0, capacity=None, overflow="raise"), Watch)
-        _ = assert_type(store.observe(prefix="a"), Watch)
-        _ = assert_type(store.open_watch(OpenWatch(["a"])), Watch)
+        assert_type(store.watch("a", since=0, capacity=None, overflow="raise"), Watch)
+        assert_type(store.observe(prefix="a"), Watch)
+        assert_type(store.open_watch(OpenWatch(["a"])), Watch)
         assert_type(store.require("resumable"), Store)
         assert_type(store.delete("a", if_revision=None), bool)
         assert_type(store.capabilities, frozenset[str])
@@ -96,8 +93,11 @@ def test_an_async_store() -> None:
             assert_type(await store.commit(Set("b", 1), Delete("c")), tuple[int | None, ...])
             assert_type(await store.update("a", lambda value: value + 1, default=0), Any)
             assert_type(await store.wait_for("a", lambda value: value == 2), Entry)
-            _ = assert_type(store.watch("a"), Watch)
-            _ = assert_type(store.observe("a"), Watch)
+            assert_type(await store.watch("a", since=0, capacity=None, overflow="raise"), Watch)
+            assert_type(await store.observe(prefix="a"), Watch)
+            assert_type(await store.open_watch(OpenWatch(["a"])), Watch)
+            async with store.observe("a") as observed:
+                assert_type(observed, Watch)
             assert_type(store.require("resumable"), AsyncStore)
             assert_type(await store.delete("a"), bool)
             assert_type(store.sync, Store)
@@ -107,13 +107,13 @@ def test_an_async_store() -> None:
 
 def test_a_watch_in_a_thread() -> None:
     with MemoryStore() as store, store.watch("a") as watch:
-        _ = assert_type(watch, Watch)
+        assert_type(watch, Watch)
         for number in range(4):
             store.set("a", number)
         assert_type(watch.get(timeout=1), Change)
         assert_type(watch.get_nowait(), Change | None)
         assert_type(next(watch), Change)
-        _ = assert_type(watch.map(lambda change: change), Watch)
+        assert_type(watch.map(lambda change: change), Watch)
         assert_type(watch.revision, int)
         assert_type(watch.bookmark, str)
         assert_type(watch.dropped, int)
@@ -125,8 +125,7 @@ def test_a_watch_in_a_thread() -> None:
 def test_a_watch_in_a_task() -> None:
     async def use() -> None:
         async with MemoryStore().aio as store, store.watch("a") as watch:
-            _ = assert_type(watch, Watch)
-            _ = assert_type(await watch, Watch)
+            assert_type(watch, Watch)
             for number in range(3):
                 await store.set("a", number)
             assert_type(await anext(watch), Change)
@@ -177,7 +176,7 @@ def test_a_flow() -> None:
         assert_type((yield from Scan("a")), Snapshot)
         assert_type((yield from Commit([Set("a", 1)])), tuple[int | None, ...])
         watch = yield from OpenWatch(["a"], since=0)
-        _ = assert_type(watch, Watch)
+        assert_type(watch, Watch)
         assert_type((yield from Next(watch, timeout=1)), Change)
         yield from Sleep(0)
         number = yield from Call(parse, "7")
@@ -283,7 +282,7 @@ if TYPE_CHECKING:
         store.set("a", 1, 60)  # type: ignore[call-arg]
         store.set("a", 1, ttl="forever")  # type: ignore[arg-type]
         store.commit("a")  # type: ignore[arg-type]
-        _ = store.watch("a", overflow="block")  # type: ignore[arg-type]
+        store.watch("a", overflow="block")  # type: ignore[arg-type]
         store.scan("a", None)  # type: ignore[call-arg]
         store.aio.set("a", 1) + 1  # type: ignore[operator]
         entry.value = 1  # type: ignore[misc]
@@ -299,4 +298,6 @@ if TYPE_CHECKING:
             pass
         async with store.sync:  # type: ignore[attr-defined]
             pass
-        await store.watch("a").get_nowait()  # type: ignore[misc]
+        store.watch("a").get_nowait()  # type: ignore[attr-defined]
+        with store.watch("a"):  # type: ignore[attr-defined]
+            pass

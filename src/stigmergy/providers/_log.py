@@ -21,7 +21,7 @@ from stigmergy.providers._reader import Reader
 from stigmergy.store import Store
 from stigmergy.subscription import Staged
 from stigmergy.threads import Threads
-from stigmergy.watch import Unopened, Watch
+from stigmergy.watch import Watch
 
 __all__ = ["AsyncLogStore", "LogStore"]
 
@@ -249,7 +249,7 @@ class LogStore(Store):
         self._transport.abandon()
         self._reader.abandon()
         face: Any = self._faces.get("aio")
-        if face is not None:
+        if isinstance(face, AsyncLogStore):
             face.abandon()
 
 
@@ -262,7 +262,6 @@ class AsyncLogStore(AsyncStore):
         self._log = log
         self._transport = transport
         self._threads = Threads()
-        self._unopened = Unopened(store, self._threads)
 
     async def get(self, key: str, default: Any = None) -> Any:
         return await self._run(self._log.get(check_key(key), default))
@@ -278,11 +277,10 @@ class AsyncLogStore(AsyncStore):
     async def commit(self, *writes: Set | Delete | Check) -> tuple[int | None, ...]:
         return await self._run(self._log.commit(self._log.encoded(writes)))
 
-    def open_watch(self, request: OpenWatch) -> Watch:
-        return self._unopened.watch(request)
+    async def open_watch(self, request: OpenWatch) -> Watch:
+        return await self._threads.call(self._store.open_watch, request)
 
     async def close(self) -> None:
-        await self._open_watches()
         await self._transport.close()
         await self._threads.call(self._store.close)
         self._threads.close()
@@ -295,14 +293,8 @@ class AsyncLogStore(AsyncStore):
     def abandon(self) -> None:
         """In a child process: same as the transport's."""
         self._transport.abandon()
-        self._unopened = Unopened(self._store, self._threads)
-
-    async def _open_watches(self) -> None:
-        if self._unopened:
-            await self._threads.call(self._unopened.open)
 
     async def _run(self, flow: Flow[T]) -> T:
-        await self._open_watches()
         if self._store.is_closed:
             flow.close()
             raise StoreClosed

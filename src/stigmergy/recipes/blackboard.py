@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import count
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, overload
 
 from stigmergy.aio import AsyncStore
 from stigmergy.errors import AccessDenied, RevisionConflict
@@ -18,7 +18,7 @@ from stigmergy.model import Check, Snapshot, Write
 from stigmergy.reducers import Reducer, with_reducers
 from stigmergy.scope import acting_as, listed, plain, scoped
 from stigmergy.store import Store
-from stigmergy.watch import Watch
+from stigmergy.watch import Opening, Watch
 
 __all__ = ["Blackboard", "with_ownership"]
 
@@ -65,7 +65,11 @@ class Blackboard(Generic[S]):
         handle: S = acting_as(self.all, name)
         return apply_middleware(handle, self._merging, with_ownership(name, self._owned))
 
-    def watch(self, *keys: str) -> Watch:
+    @overload
+    def watch(self: Blackboard[Store], *keys: str) -> Watch: ...
+    @overload
+    def watch(self: Blackboard[AsyncStore], *keys: str) -> Opening: ...
+    def watch(self, *keys: str) -> Watch | Opening:
         """Return one watch of several `keys`, in the order of revisions; of everything, if none is given."""
         return self.all.watch(*keys) if keys else self.all.watch(prefix="")
 

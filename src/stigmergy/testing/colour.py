@@ -17,7 +17,7 @@ from stigmergy.errors import StoreClosed
 from stigmergy.model import Change
 from stigmergy.store import Store
 from stigmergy.testing.clock import HANG_TIMEOUT
-from stigmergy.watch import Watch
+from stigmergy.watch import Opening, Watch
 
 __all__ = ["Colour"]
 
@@ -107,7 +107,8 @@ class Colour:
 class _Awaitable:
     """A `Store` whose methods are awaited as an `AsyncStore`'s are."""
 
-    PLAIN = frozenset({"watch", "observe", "open_watch", "require"})
+    PLAIN = frozenset({"require"})
+    OPENED = frozenset({"watch", "observe"})
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -120,7 +121,7 @@ class _Awaitable:
         async def call(*args: Any, **kwargs: Any) -> Any:
             return attribute(*args, **kwargs)
 
-        return call
+        return (lambda *args, **kwargs: Opening(call(*args, **kwargs))) if name in self.OPENED else call
 
     async def __aenter__(self) -> Any:
         return self

@@ -59,7 +59,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.made = self.make_store()
         self.store = self.colour.face(self.made)
         self.model = ModelStore(self._emptied())
-        self.told = self._opened(self.store.watch(prefix="", capacity=None))
+        self.told = self._watch(prefix="", capacity=None)
         """A watch of everything: its revision says what all of them were told."""
         self.watches: list[tuple[Watch, ModelWatch]] = []
         self.observed: list[tuple[Watch, OpenWatch, list[Change]]] = []
@@ -168,7 +168,7 @@ class StoreMachine(RuleBasedStateMachine):
             since = None
         among, prefix = ((), where) if isinstance(where, str) else (where, None)
         request = OpenWatch(among, prefix, None if since is None else self.model.base + since, capacity, overflow)
-        self.watches.append((self._opened(self.store.open_watch(request)), self.model.open(request)))
+        self.watches.append((self._do(self.store.open_watch(request)), self.model.open(request)))
 
     @precondition(lambda self: self.watches)
     @rule(number=st.integers(0, 9), most=st.integers(1, 5))
@@ -185,7 +185,7 @@ class StoreMachine(RuleBasedStateMachine):
         """Close a watch, and open one from its bookmark: it delivers what the first one had not."""
         watch, expected = self._close(number)
         keys, prefix = expected.request.keys, expected.request.prefix
-        resumed = self._opened(self.store.watch(*keys, prefix=prefix, since=watch.bookmark, capacity=None))
+        resumed = self._watch(*keys, prefix=prefix, since=watch.bookmark, capacity=None)
         self.watches.append((resumed, self.model.open(OpenWatch(keys, prefix, expected.taken, None))))
 
     @precondition(lambda self: self.watches)
@@ -198,7 +198,7 @@ class StoreMachine(RuleBasedStateMachine):
     def observe(self, where: list[str] | str) -> None:
         """Observe keys or a prefix."""
         request = OpenWatch(prefix=where, latest=True) if isinstance(where, str) else OpenWatch(where, latest=True)
-        self.observed.append((self._opened(self.store.open_watch(request)), request, []))
+        self.observed.append((self._do(self.store.open_watch(request)), request, []))
 
     @precondition(lambda self: self.observed)
     @rule(number=st.integers(0, 9), most=st.integers(1, 3))
@@ -225,6 +225,10 @@ class StoreMachine(RuleBasedStateMachine):
     def _do(self, awaitable: Coroutine[Any, Any, Any]) -> Any:
         return self.colour.run(awaitable) if self.runner is None else self.runner.run(awaitable)
 
+    def _watch(self, *keys: str, **request: Any) -> Watch:
+        watch: Watch = self._do(self.store.open_watch(OpenWatch(keys, **request)))
+        return watch
+
     def _emptied(self) -> int:
         """Delete what is there, since a durable store may open the same place again; return the revision after it."""
         there = self._do(self.store.scan())
@@ -232,10 +236,6 @@ class StoreMachine(RuleBasedStateMachine):
             self._do(self.store.commit(*map(Delete, there)))
         revision: int = self._do(self.store.scan()).revision
         return revision
-
-    def _opened(self, watch: Watch) -> Watch:
-        """`watch`, subscribed now: what expires before the next operation belongs to it as well."""
-        return watch if self.runner is None else self.runner.run(_open(watch))
 
     def _agree(self, writes: Iterable[Write], call: Callable[[], Any], answer: Callable[[Any], Any]) -> None:
         """Do the same in the model and in the store, and compare what came of it."""
@@ -270,10 +270,6 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _ttl(self, ttl: Ttl) -> Ttl:
         return ttl if self.clock is not None else None
-
-
-async def _open(watch: Watch) -> Watch:
-    return await watch
 
 
 def _outcome(call: Callable[[], Any]) -> Any:

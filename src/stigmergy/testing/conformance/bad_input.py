@@ -94,7 +94,7 @@ class BadInput:
             await refused(InvalidKey, *[partial(ask, store, prefix) for ask in PREFIXED for prefix in BAD_PREFIXES])
 
     async def test_an_empty_prefix_is_every_key(self, store: Any, colour: Colour) -> None:
-        watches = store.watch(prefix=""), store.observe(prefix="")
+        watches = await store.watch(prefix=""), await store.observe(prefix="")
         await store.set("a", 1)
 
         assert list(await store.scan("")) == list(await store.scan(after="")) == ["a"]
@@ -119,7 +119,7 @@ class BadInput:
 
     @plans
     async def test_a_subclass_of_str_and_its_plain_str_are_one_key(self, store: Any, colour: Colour, key: Any) -> None:
-        every, latest, below = store.watch(key), store.observe(key), store.watch(prefix=key)
+        every, latest, below = await store.watch(key), await store.observe(key), await store.watch(prefix=key)
 
         assert await store.set(key, 1) == 1
         assert await store.set("plan", 2, if_revision=1) == 2

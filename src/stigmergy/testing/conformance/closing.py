@@ -44,7 +44,7 @@ class Closing:
         )
 
     async def test_open_watches_deliver_what_they_had_and_end_with_the_store(self, store: Any, colour: Colour) -> None:
-        every, latest = store.watch("a"), store.observe("a")
+        every, latest = await store.watch("a"), await store.observe("a")
         await store.set("a", 1)
         await store.set("a", 2)
         await heard(store, colour)
@@ -71,7 +71,7 @@ class Closing:
             await store.get("a")
 
     async def test_a_watch_may_be_closed_after_its_store(self, store: Any, colour: Colour) -> None:
-        watch, never_used = await store.watch("a"), store.watch("a")
+        watch, never_used = await store.watch("a"), await store.watch("a")
         await store.close()
 
         watch.close()
@@ -79,7 +79,7 @@ class Closing:
         assert await rest(colour, watch) == []
 
     async def test_a_watch_that_nobody_has_used_yet_ends_with_its_store(self, store: Any, colour: Colour) -> None:
-        watch = store.watch("a")
+        watch = await store.watch("a")
         await store.close()
 
         assert await rest(colour, watch) == []

@@ -92,7 +92,7 @@ class Deadlines:
         assert not await getattr(store, read)("a")
 
     async def test_expiry_is_an_ordinary_change_exactly_once(self, store: Any, colour: Colour, clock: Clock) -> None:
-        watch = store.watch("a")
+        watch = await store.watch("a")
         await store.set("a", [1], ttl=clock.unit)
         clock.advance(2 * clock.unit)
         for _ in range(3):
@@ -118,7 +118,7 @@ class Deadlines:
     async def test_entries_expire_in_the_order_of_their_deadlines(
         self, store: Any, colour: Colour, clock: Clock
     ) -> None:
-        watch = store.watch(prefix="")
+        watch = await store.watch(prefix="")
         await store.set("renewed", 1, ttl=5 * clock.unit)
         await store.set("later", 1, ttl=7 * clock.unit)
         await store.set("renewed", 2, ttl=8 * clock.unit)
@@ -134,7 +134,7 @@ class Deadlines:
 
     async def test_a_timer_expires_what_nobody_asks_for(self, store: Any, colour: Colour, clock: Clock) -> None:
         _needs_a_timer(clock)
-        watch = store.watch("a")
+        watch = await store.watch("a")
         await store.set("a", 1, ttl=clock.unit)
 
         changes = [await colour.get(watch) for _ in range(2)]
@@ -143,7 +143,7 @@ class Deadlines:
 
     async def test_an_earlier_deadline_overtakes_a_later_one(self, store: Any, colour: Colour, clock: Clock) -> None:
         _needs_a_timer(clock)
-        watch = store.watch("soon")
+        watch = await store.watch("soon")
         await store.set("late", 1, ttl=LONG)
         clock.advance(clock.unit)  # by then a timer rests until the later one
         await store.set("soon", 1, ttl=clock.unit)
@@ -167,7 +167,7 @@ class Deadlines:
 
     @in_time
     async def test_a_set_without_ttl_clears_an_earlier_one(self, store: Any, colour: Colour, clock: Clock) -> None:
-        watch = store.watch("a")
+        watch = await store.watch("a")
         await store.set("a", 1, ttl=5 * clock.unit)
         await store.set("a", 2)
         clock.advance(6 * clock.unit)

@@ -46,7 +46,7 @@ class Observing:
         assert [change.commit for change in await take(colour, await store.observe("a", "b"), 2)] == [2, 2]
 
     async def test_observe_keeps_only_the_newest_of_each_key(self, store: Any, colour: Colour) -> None:
-        watch = store.observe(prefix="k")
+        watch = await store.observe(prefix="k")
         for number in range(100):
             await store.commit(Set("ka", number), Set("kb", number))
         await heard(store, colour)
@@ -61,7 +61,7 @@ class Observing:
     async def test_observe_delivers_the_delete_of_what_it_delivered_and_nothing_else(
         self, store: Any, colour: Colour
     ) -> None:
-        watch = store.observe(prefix="k")
+        watch = await store.observe(prefix="k")
         await store.set("known", 1)
         await take(colour, watch, 1)
         await store.set("kept from it", 1)

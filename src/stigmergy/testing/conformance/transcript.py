@@ -71,7 +71,7 @@ async def heard(store: Any, colour: Colour) -> None:
 
     Writes a key of its own, `~`, because a change comes when all before it have.
     """
-    async with _opened(store.watch("~")) as watch:
+    async with store.watch("~") as watch:
         await store.set("~", None)
         await take_one(colour, watch)
 
@@ -107,11 +107,3 @@ async def unchanged(store: Any, colour: Colour) -> AsyncIterator[None]:
     assert await store.set("a", 2) == before.revision + 1
     assert (await take_one(colour, every)).revision == before.revision + 1
     assert (await take_one(colour, latest)).revision == before.revision + 1
-
-
-@asynccontextmanager
-async def _opened(watch: Watch) -> AsyncIterator[Watch]:
-    try:
-        yield await watch
-    finally:
-        watch.close()

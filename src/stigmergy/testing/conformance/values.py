@@ -132,7 +132,7 @@ class Values:
 
     @pytest.mark.parametrize("value", PLAIN, ids=repr)
     async def test_a_plain_value_comes_back_as_it_was(self, store: Any, colour: Colour, value: Any) -> None:
-        watch, latest = store.watch("a"), store.observe("a")
+        watch, latest = await store.watch("a"), await store.observe("a")
         await store.set("a", value)
         (change,) = await take(colour, watch, 1)
         (seen,) = await take(colour, latest, 1)
@@ -178,7 +178,7 @@ class Values:
     async def test_nobody_changes_state_by_changing_an_object(self, store: Any, colour: Colour) -> None:
         needs(store, "isolated")
         value: dict[str, Any] = {"list": [1], "dict": {"a": {}}}
-        watch, latest = store.watch("a"), store.observe("a")
+        watch, latest = await store.watch("a"), await store.observe("a")
         await store.set("a", value)
         snapshot = await store.scan()
         value["list"].append(2)
@@ -202,7 +202,7 @@ class Values:
 
     async def test_two_watches_never_share_a_value(self, store: Any, colour: Colour) -> None:
         needs(store, "isolated")
-        one, other = store.watch("a"), store.watch("a")
+        one, other = await store.watch("a"), await store.watch("a")
         await store.set("a", [1])
         await store.set("a", [2])
 
@@ -229,7 +229,7 @@ class Values:
     async def test_meta_is_isolated(self, store: Any, colour: Colour) -> None:
         needs(store, "isolated")
         meta = {"trace": "1"}
-        one, other = store.watch("a"), store.watch("a")
+        one, other = await store.watch("a"), await store.watch("a")
         await store.commit(Set("a", 1, meta=meta))
         meta["trace"] = "2"
         (await store.get_entry("a")).meta["trace"] = "3"
@@ -245,8 +245,8 @@ class Values:
 
     async def test_different_keys_stay_different(self, store: Any, colour: Colour) -> None:
         keys = [key for key in KEYS if len(key.encode()) <= self.longest_key]
-        watches = {key: store.watch(key) for key in keys}
-        below = {key: store.watch(prefix=key) for key in keys}
+        watches = {key: await store.watch(key) for key in keys}
+        below = {key: await store.watch(prefix=key) for key in keys}
         for number, key in enumerate(keys):
             await store.set(key, number)
 

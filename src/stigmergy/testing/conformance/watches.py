@@ -19,7 +19,7 @@ class Watches:
     """G12 to G16 of the guarantees. A resumable store remembers at least its last hundred changes."""
 
     async def test_a_watch_delivers_every_change_of_its_key_in_order(self, store: Any, colour: Colour) -> None:
-        watch = store.watch("a")
+        watch = await store.watch("a")
         await store.set("a", 1)
         await store.set("b", 1)
         await store.set("a", 2)
@@ -35,7 +35,7 @@ class Watches:
 
     async def test_a_watch_is_subscribed_before_the_next_write(self, store: Any, colour: Colour) -> None:
         for number in range(10):
-            watch = store.watch("a")
+            watch = await store.watch("a")
             await store.set("a", number)
             await heard(store, colour)
 
@@ -49,21 +49,21 @@ class Watches:
         assert revisions(await take(colour, watch, 1)) == [2]
 
     async def test_a_write_of_an_equal_value_is_a_change(self, store: Any, colour: Colour) -> None:
-        watch = store.watch("a")
+        watch = await store.watch("a")
         await store.set("a", 1)
         await store.set("a", 1)
 
         assert revisions(await take(colour, watch, 2)) == [1, 2]
 
     async def test_a_watch_of_several_keys_has_one_order(self, store: Any, colour: Colour) -> None:
-        watch = store.watch("a", "b", "a")
+        watch = await store.watch("a", "b", "a")
         for key in "abcab":
             await store.set(key, 0)
 
         assert revisions(await take(colour, watch, 4)) == [1, 2, 4, 5]
 
     async def test_a_watch_of_a_prefix_has_one_order(self, store: Any, colour: Colour) -> None:
-        some, every = store.watch(prefix="a:"), store.watch(prefix="")
+        some, every = await store.watch(prefix="a:"), await store.watch(prefix="")
         for key in ["a", "a:", "a:1", "ab", "a:2"]:
             await store.set(key, 0)
 
@@ -71,7 +71,7 @@ class Watches:
         assert revisions(await take(colour, every, 5)) == [1, 2, 3, 4, 5]
 
     async def test_a_write_reaches_every_length_of_prefix(self, store: Any, colour: Colour) -> None:
-        watches = [store.watch(prefix="abc"[:length]) for length in range(4)]
+        watches = [await store.watch(prefix="abc"[:length]) for length in range(4)]
         await store.set("ab", 1)
         await store.set("abc", 2)
 
@@ -79,7 +79,7 @@ class Watches:
         assert revisions(await take(colour, watches[3], 1)) == [2]
 
     async def test_old_value_is_true_within_one_commit_and_across(self, store: Any, colour: Colour) -> None:
-        watch = store.watch(prefix="")
+        watch = await store.watch(prefix="")
         await store.commit(Set("a", 1), Set("b", 1))
         await store.commit(Delete("a"), Set("b", 2))
         await store.set("a", 3)
@@ -97,7 +97,7 @@ class Watches:
     async def test_a_full_watch_never_blocks_the_writer_and_says_what_it_missed(
         self, store: Any, colour: Colour
     ) -> None:
-        watch = store.watch("a", capacity=16)
+        watch = await store.watch("a", capacity=16)
         for number in range(40):
             await store.set("a", number)
         await heard(store, colour)
@@ -109,7 +109,7 @@ class Watches:
         assert [change.old_value for change in changes] == list(range(23, 39))
 
     async def test_missed_stands_where_the_gap_is(self, store: Any, colour: Colour) -> None:
-        watch = store.watch("a", capacity=3)
+        watch = await store.watch("a", capacity=3)
         for number in range(3):
             await store.set("a", number)
         (first,) = await take(colour, watch, 1)
@@ -122,7 +122,7 @@ class Watches:
         assert watch.dropped == 2
 
     async def test_overflow_raise_says_so_once_and_goes_on(self, store: Any, colour: Colour) -> None:
-        watch = store.watch("a", capacity=2, overflow="raise")
+        watch = await store.watch("a", capacity=2, overflow="raise")
         for number in range(5):
             await store.set("a", number)
         await heard(store, colour)
@@ -135,7 +135,7 @@ class Watches:
         assert watch.dropped == 3
 
     async def test_a_watch_keeps_a_thousand_changes_unless_told_otherwise(self, store: Any, colour: Colour) -> None:
-        usual, unbounded = store.watch(prefix="k"), store.watch(prefix="k", capacity=None)
+        usual, unbounded = await store.watch(prefix="k"), await store.watch(prefix="k", capacity=None)
         for _ in range(11):
             await store.commit(*[Set(f"k{number}", 0) for number in range(100)])
         await heard(store, colour)
@@ -178,7 +178,7 @@ class Watches:
 
     async def test_since_tells_of_commits_and_deletes_as_a_watch_would_have(self, store: Any, colour: Colour) -> None:
         needs(store, "resumable")
-        live = store.watch(prefix="")
+        live = await store.watch(prefix="")
         await store.commit(Set("a", [1], writer="planner", meta={"trace": "1"}), Set("b", 2))
         await store.commit(Delete("a", writer="worker"), Set("b", 3))
         await store.delete("b")
@@ -272,7 +272,7 @@ class Watches:
 
     async def test_a_bookmark_behind_a_gap_not_yet_reported_resumes_before_it(self, store: Any, colour: Colour) -> None:
         needs(store, "resumable")
-        watch = store.watch("a", capacity=2)
+        watch = await store.watch("a", capacity=2)
         for number in range(4):
             await store.set("a", number)
         await heard(store, colour)
@@ -284,7 +284,7 @@ class Watches:
         assert watch.revision == 3
 
     async def test_revision_advances_without_deliveries(self, store: Any, colour: Colour) -> None:
-        watch = store.watch("a")
+        watch = await store.watch("a")
         await store.set("b", 1)
         await heard(store, colour)
         assert watch.revision == 2
@@ -307,7 +307,7 @@ class Watches:
         assert watch.get_nowait() is None
 
     async def test_a_watch_that_ended_raises_when_it_is_drained(self, store: Any, colour: Colour) -> None:
-        watch = store.watch("a")
+        watch = await store.watch("a")
         await store.set("a", 1)
         await heard(store, colour)
         watch.close()
@@ -323,7 +323,7 @@ class Watches:
 
     async def test_leaving_the_with_block_ends_the_watch(self, store: Any, colour: Colour) -> None:
         if colour.name == "sync":
-            with store.watch("a") as watch:
+            with colour.raw(store).watch("a") as watch:
                 await store.set("a", 1)
                 await heard(store, colour)
         else:
@@ -341,7 +341,7 @@ class Watches:
             seen.append(change.revision)
             return change._replace(value=change.value * 10)
 
-        watch = store.watch("a").map(count).map(lambda change: change._replace(value=change.value + 1))
+        watch = (await store.watch("a")).map(count).map(lambda change: change._replace(value=change.value + 1))
         await store.set("a", 1)
         await store.set("a", 2)
         await heard(store, colour)

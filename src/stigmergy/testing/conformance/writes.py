@@ -121,7 +121,7 @@ class Writes:
             await store.commit(Set("a", 3), Check("a", 3))
 
     async def test_changes_of_one_commit_share_its_last_revision(self, store: Any, colour: Colour) -> None:
-        watch = store.watch(prefix="")
+        watch = await store.watch(prefix="")
         await store.set("x", 0)
         await store.commit(Set("a", 1), Check("y", 0), Delete("x"), Set("b", 2))
 
@@ -135,7 +135,7 @@ class Writes:
         ]
 
     async def test_a_commit_carries_writer_and_meta(self, store: Any, colour: Colour) -> None:
-        watch = store.watch("a")
+        watch = await store.watch("a")
         await store.commit(Set("a", 1, writer="planner", meta={"trace": "1"}))
         entry = await store.get_entry("a")
         await store.commit(Delete("a", writer="worker", meta={"trace": "2"}))
