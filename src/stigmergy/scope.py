@@ -26,7 +26,7 @@ from stigmergy.keys import Scope, check_key, check_scope, inside, scoped_key
 from stigmergy.middleware import AsyncMiddlewareStore, Middleware, MiddlewareStore
 from stigmergy.model import Change, Check, Entry, Snapshot, Write
 from stigmergy.store import Store
-from stigmergy.watch import Watch
+from stigmergy.watch import Deliver, Watch
 
 __all__ = ["acting_as", "agent_store", "guarded", "scoped"]
 
@@ -194,11 +194,11 @@ class _Scope:
         try:
             return (yield from self._there_and_back(plain(operation)))
         except _KEYED as error:
-            relative, cause = self._relative(error), error.__cause__
+            relative = self._relative(error)
         try:
-            raise relative from cause
+            raise relative
         finally:
-            del relative, cause  # they hold this frame
+            del relative  # it holds this frame
 
     def _there_and_back(self, operation: Operation[Any]) -> Flow[Any]:
         if isinstance(operation, GetEntry):
@@ -209,7 +209,7 @@ class _Scope:
             return self._pictured((yield self._scan(operation)))
         assert isinstance(operation, OpenWatch)
         watch: Watch = yield self._watch(operation)
-        return watch.map(self._changed, self._related)
+        return watch.around(self._delivered)
 
     def _scan(self, operation: Scan) -> Scan:
         after = None if operation.after is None else self._inside(operation.after)
@@ -227,13 +227,21 @@ class _Scope:
             try:
                 return snapshot[key]
             except (DamagedValue, InvalidValue) as error:
-                raise self._relative(error) from error.__cause__
+                raise self._relative(error)  # noqa: B904, it has its cause
 
         names = {self._outside(key): key for key in snapshot}
         return Snapshot(names, opened, snapshot.revision, snapshot.bookmark)
 
-    def _changed(self, change: Change) -> Change:
-        return change._replace(key=self._outside(change.key))
+    def _delivered(self, deliver: Deliver, change: Change) -> Change:
+        try:
+            change = deliver(change)
+            return change._replace(key=self._outside(change.key))
+        except _KEYED as error:
+            relative = self._relative(error)
+        try:
+            raise relative
+        finally:
+            del relative
 
     def _inside(self, key: str) -> str:
         return inside(self._prefix, key)
@@ -241,16 +249,14 @@ class _Scope:
     def _outside(self, key: str) -> str:
         return key.removeprefix(self._prefix)
 
-    def _related(self, error: StateError) -> StateError:
-        return self._relative(error) if isinstance(error, _KEYED) else error
-
     def _relative(self, error: Any) -> StateError:
-        """The same error, of the key as it is called here."""
+        """The same error, with the same cause, of the key as it is called here."""
         kind: Any = type(error)
         relative = kind.__new__(kind)  # a subclass may have an `__init__` of its own
         vars(relative).update(vars(error))
         relative.key = self._outside(error.key)
         relative.args = tuple(relative.key if each is error.key else each for each in error.args)
+        relative.__cause__ = error.__cause__
         made: StateError = relative
         return made
 

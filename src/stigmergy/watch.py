@@ -9,29 +9,24 @@ from __future__ import annotations
 import sys
 from _thread import allocate_lock
 from collections.abc import Callable, Coroutine, Generator
+from functools import partial
 from math import inf
 from threading import TIMEOUT_MAX
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias
 
 from stigmergy.checks import check_timeout
-from stigmergy.errors import StateError, WatchClosed
+from stigmergy.errors import WatchClosed
 from stigmergy.model import Change
 from stigmergy.subscription import Subscription
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future
 
-    from stigmergy.hub import Hub
+__all__ = ["Deliver", "Opening", "Watch"]
 
-__all__ = ["Opening", "Relate", "Watch"]
-
-Relate: TypeAlias = Callable[[StateError], StateError]
-"""The same error, as a layer further out calls things."""
-
-
-def _as_it_is(error: StateError) -> StateError:
-    return error
+Deliver: TypeAlias = Callable[[Change], Change]
+"""Makes a change that was taken out the reader's own."""
 
 
 class Watch:
@@ -48,13 +43,13 @@ class Watch:
     nothing. A watch that nobody holds any more unsubscribes by itself.
     """
 
-    __slots__ = ("__weakref__", "_functions", "_owner", "_subscription")
+    __slots__ = ("__weakref__", "_deliver", "_owner", "_subscription")
 
     def __init__(self, subscription: Subscription, owner: object = None) -> None:
         """For providers: a watch of `subscription`. `owner` is kept alive as long as the watch."""
         self._subscription = subscription
         self._owner = owner
-        self._functions: tuple[tuple[Callable[[Change], Change], Relate], ...] = ()
+        self._deliver: Deliver = subscription.hub.deliver
 
     def get(self, timeout: float | None = None) -> Change:
         """Return the next change, waiting for it in this thread, at most `timeout` seconds.
@@ -90,21 +85,24 @@ class Watch:
         out nevertheless: the next call goes on behind it.
         """
         source = self._subscription
-        hub = source.hub
         ended = source.ended  # asked before the look: what is put in between the two must not be passed over
-        change: Change | None = hub.locked(source.take)
+        change: Change | None = source.hub.locked(source.take)
         if change is None:
             if ended:
                 raise source.error or WatchClosed
             return None
-        return self._delivered(hub, change)
+        try:
+            return self._deliver(change)
+        except (StopIteration, StopAsyncIteration, WatchClosed) as error:
+            raise RuntimeError(f"a function given to map raised {type(error).__name__}") from error
 
-    def map(self, function: Callable[[Change], Change], relate: Relate = _as_it_is) -> Self:
-        """Pass each change through `function` as it is taken out, in the reader's thread or task; return this watch.
+    def map(self, function: Callable[[Change], Change]) -> Self:
+        """Pass each change through `function` as it is taken out, in the reader's thread or task; return this watch."""
+        return self.around(lambda deliver, change: function(deliver(change)))
 
-        A `StateError` of a change that could not be taken out whole passes through `relate`.
-        """
-        self._functions = (*self._functions, (function, relate))
+    def around(self, function: Callable[[Deliver, Change], Change]) -> Self:
+        """For views: `map`, but `function(deliver, change)` calls `deliver(change)` itself, and sees what that raises."""
+        self._deliver = partial(function, self._deliver)
         return self
 
     def close(self) -> None:
@@ -170,29 +168,6 @@ class Watch:
 
     def __repr__(self) -> str:
         return f"<Watch {self._subscription!r}>"
-
-    def _delivered(self, hub: Hub, change: Change) -> Change:
-        """`change` as the reader's own. In an error, only the layers around the one that failed have a say."""
-        passed = 0
-        try:
-            change = hub.deliver(change)
-            for function, _ in self._functions:
-                passed += 1
-                change = function(change)
-            return change
-        except (StopIteration, StopAsyncIteration, WatchClosed) as error:
-            raise RuntimeError(f"a function given to map raised {type(error).__name__}") from error
-        except StateError as error:
-            around = self._functions[passed:]
-            if not around:
-                raise
-            related, cause = error, error.__cause__
-            for _, relate in around:
-                related = relate(related)
-        try:
-            raise related from cause
-        finally:
-            del related, cause  # they hold this frame
 
 
 class Opening:
