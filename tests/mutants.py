@@ -297,9 +297,9 @@ MUTANTS = [
     ),
     Mutant(
         "what came while a watch was being opened is lost",
-        "hub.py",
-        "            for change in staged.changes:\n                subscription.put(change)\n",
-        "            pass\n",
+        "providers/_log.py",
+        "        if self._hub.is_beyond(epoch, revision, restarts):\n            return False\n",
+        "",
         (f"{SQLITE}test_every_watch_opened_while_others_write_has_neither_gap_nor_repeat",),
     ),
     Mutant(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from stigmergy.errors import Compacted
 from stigmergy.model import Change
-from stigmergy.subscription import EveryChange, LatestState, Staged, Subscription
+from stigmergy.subscription import EveryChange, LatestState, Subscription
 from stigmergy.watch import Watch
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class Hub:
         "epoch",
         "left",
         "lock",
+        "restarts",
         "revision",
         "settle",
         "to_release",
@@ -78,6 +79,8 @@ class Hub:
         """Subscriptions to be removed; the finaliser of a watch may append here, and does nothing else."""
         self.epoch = new_epoch()
         """The name of this life of the store: bookmarks of another one are of no use here."""
+        self.restarts = 0
+        """How often it went on from a moment to which the log has no way."""
         self._changed = changed
         self._history = history
         self._key = key
@@ -107,9 +110,9 @@ class Hub:
 
     def open(self, request: OpenWatch, current: Callable[[], Iterable[Change]]) -> Watch:
         """Return a watch that is subscribed. `current` gives the present state, for `latest`. Raises `Compacted`."""
-        subscription = self._subscription(request)
+        subscription = self.subscription(request)
         watch = Watch(subscription)
-        self._join(subscription)
+        self.join(subscription)
         while True:
             start = self.revision
             since = start if request.since is None or request.latest else self._moment(request.since)
@@ -133,33 +136,27 @@ class Hub:
         self.epoch = epoch
         self.revision = revision
 
-    def stage(self, staged: Staged) -> None:
-        """Join at once; what the watch begins with is to follow, by `open_staged`."""
-        self._join(staged)
+    def subscription(self, request: OpenWatch) -> Subscription:
+        """What `request` asks for, yet to join."""
+        return LatestState(self, request) if request.latest else EveryChange(self, request)
 
-    def open_staged(
-        self,
-        staged: Staged,
-        request: OpenWatch,
-        past: Iterable[Change],
-        since: int,
-        epoch: str,
-        revision: int,
-        owner: object,
-    ) -> Watch:
-        """A watch in the place of `staged`. It begins with `past`: all that matches between the two revisions."""
-        subscription = self._subscription(request)
-        watch = Watch(subscription, owner)
-        subscription.loaded = subscription.load(past)
-        subscription.taken = since
-        subscription.seen = revision
-        subscription.epoch = epoch
-        if epoch == self.epoch:  # else the reader is in the life before, and brings what follows when it is in this one
-            for change in staged.changes:
-                subscription.put(change)
-        self._join(subscription)
-        self._end([staged])
-        return watch
+    def join(self, subscription: Subscription) -> None:
+        """Let `subscription` be one of those that are watched for. It hears nothing until it has begun."""
+        self.tidy()
+        for length, name in _places(subscription):
+            while True:
+                topics = self._topics(length)
+                members = topics.setdefault(name, {})
+                members[subscription] = None
+                if self._topics(length) is topics and topics.get(name) is members:
+                    break  # else somebody struck between these lines, and tidied away what was still empty
+
+    def is_beyond(self, epoch: str, revision: int, restarts: int) -> bool:
+        """Whether more was published than a moment that was read when there had been so many `restarts`.
+
+        Where the moment is in another life and there was no restart since, it is in one that is still to come here.
+        """
+        return self.revision > revision if epoch == self.epoch else self.restarts != restarts
 
     def restart(
         self, epoch: str, revision: int, oldest: int, current: dict[LatestState, tuple[int, list[Change]]]
@@ -169,7 +166,7 @@ class Hub:
         Those of the latest state go on from what is `current` for each, and as of which revision. `False`: there are
         others by now.
         """
-        everybody = self._everybody()
+        everybody = [each for each in self._everybody() if each.has_begun]
         if any(isinstance(each, LatestState) and each not in current for each in everybody):
             return False
         for subscription in everybody:
@@ -178,16 +175,15 @@ class Hub:
                 subscription.end(Compacted(subscription.bookmark(), oldest))
         self._end([each for each in everybody if each.ended])
         self.begin(epoch, revision)
+        self.restarts += 1
         for subscription in everybody:
-            if isinstance(subscription, Staged):
-                subscription.changes = []
-            elif isinstance(subscription, LatestState):
+            if isinstance(subscription, LatestState):
                 subscription.restart(*current[subscription])
         return True
 
     def latest(self) -> list[LatestState]:
-        """The watches of the latest state."""
-        return [each for each in self._everybody() if isinstance(each, LatestState)]
+        """The watches of the latest state that have begun."""
+        return [each for each in self._everybody() if isinstance(each, LatestState) and each.has_begun]
 
     def leave(self, subscription: Subscription) -> None:
         """End `subscription`; takes the lock itself."""
@@ -281,9 +277,6 @@ class Hub:
             )  # tidied away by the next one: until it was woken, `run_deferred` must find it
             subscription.end()
 
-    def _subscription(self, request: OpenWatch) -> Subscription:
-        return LatestState(self, request) if request.latest else EveryChange(self, request)
-
     def _fan_out(self, key: str, record: object) -> None:
         reached = self._reached(key)
         if reached:
@@ -305,16 +298,6 @@ class Hub:
 
     def _topics(self, length: int) -> _Topics:
         return self._keys if length == _WHOLE else self._prefixes.setdefault(length, {})
-
-    def _join(self, subscription: Subscription) -> None:
-        self.tidy()
-        for length, name in _places(subscription):
-            while True:
-                topics = self._topics(length)
-                members = topics.setdefault(name, {})
-                members[subscription] = None
-                if self._topics(length) is topics and topics.get(name) is members:
-                    break  # else somebody struck between these lines, and tidied away what was still empty
 
     def _moment(self, since: int | str) -> int:
         """The revision that `since` names, if this store can go on from there."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from stigmergy.flow import OpenWatch
     from stigmergy.hub import Hub
 
-__all__ = ["EveryChange", "LatestState", "Staged", "Subscription", "Waiter", "fills"]
+__all__ = ["EveryChange", "LatestState", "Subscription", "Waiter", "fills"]
 
 _SET = Op.SET
 _NOTHING: deque[Change] = deque()
@@ -71,7 +71,7 @@ class Subscription(ABC):
         self.loaded: Any
         """What is to be delivered of the time before the watch was opened."""
         self.seen = maxsize
-        """The revision up to which changes were put in; until the hub says where to begin, none is."""
+        """The revision up to which changes were put in; until the hub says where to begin, none is put in."""
         self.taken = 0
         """The revision up to which changes were taken out."""
         self.until = 0
@@ -79,6 +79,20 @@ class Subscription(ABC):
         self.ended = False
         self.error: StateError | None = None
         self.waiters: list[Waiter] = []  # a deque takes 600 bytes when it is empty, and nearly always it is
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it was said where to begin."""
+        return self.seen != maxsize or self.ended
+
+    def begin(self, epoch: str, since: int, past: Iterable[Change], meanwhile: Iterable[Change], revision: int) -> None:
+        """Deliver `past`, all that matches after `since`; what came `meanwhile`; and then what is beyond `revision`."""
+        self.epoch = epoch
+        self.loaded = self.load(past)
+        self.taken = self.seen = since
+        for change in meanwhile:
+            self.put(change)
+        self.seen = revision
 
     @abstractmethod
     def load(self, changes: Iterable[Change]) -> Any:
@@ -312,30 +326,6 @@ class LatestState(Subscription):
             there[key] = _gone(key, revision)
         self.epoch, self.loaded, self.seen = self.hub.epoch, there, revision
         self.hub.to_wake.append(self)
-
-
-class Staged(Subscription):
-    """Holds the place of a watch while the past that it begins with is fetched: keeps what comes meanwhile."""
-
-    __slots__ = ("changes",)
-
-    dropped = 0
-
-    def __init__(self, hub: Hub, request: OpenWatch) -> None:
-        super().__init__(hub, request)
-        self.changes: list[Change] = []
-
-    def load(self, changes: Iterable[Change]) -> None:
-        return None
-
-    def put(self, change: Change) -> None:
-        self.changes.append(change)
-
-    def take(self) -> Change | None:
-        return None
-
-    def first(self) -> Change | None:
-        return None
 
 
 def _gone(key: str, revision: int) -> Change:

@@ -101,7 +101,7 @@ class Watch:
         return self.around(lambda deliver, change: function(deliver(change)))
 
     def around(self, function: Callable[[Deliver, Change], Change]) -> Self:
-        """For views: `map`, but `function(deliver, change)` calls `deliver(change)` itself, and sees what that raises."""
+        """For views: `map`, but `function(deliver, change)` calls `deliver` itself, and sees what that raises."""
         self._deliver = partial(function, self._deliver)
         return self
 

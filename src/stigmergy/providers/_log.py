@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar, cast
 from weakref import finalize
 
@@ -19,7 +20,7 @@ from stigmergy.model import Change, Check, Delete, Entry, Meta, Op, Set, Snapsho
 from stigmergy.providers._engine import AsyncTransport, Encoded, Engine, Page, Place, Stored, Transport, Value
 from stigmergy.providers._reader import Reader
 from stigmergy.store import Store
-from stigmergy.subscription import Staged
+from stigmergy.subscription import Subscription
 from stigmergy.threads import Threads
 from stigmergy.watch import Watch
 
@@ -37,6 +38,8 @@ class Past(NamedTuple):
     changes: list[Change]
     since: int
     place: Place
+    meanwhile: tuple[Change, ...] = ()
+    """Those among them that came while the watch was opened. As live ones they count against its capacity."""
 
 
 class Log:
@@ -90,8 +93,12 @@ class Log:
         self._see(page.head)
         return page
 
-    def past(self, request: OpenWatch) -> Flow[Past]:
-        """What a watch begins with. Raises `Compacted`."""
+    def past(self, request: OpenWatch, so_far: Past | None = None) -> Flow[Past]:
+        """What a watch begins with, going on from what is known of it `so_far`. Raises `Compacted`."""
+        if so_far is not None:
+            with suppress(Compacted):  # else it is of no use any more, behind a gap or in a life before
+                more = yield from self._since(request, f"{so_far.place.epoch}.{so_far.place.revision}")
+                return so_far._replace(place=more.place, meanwhile=(*so_far.meanwhile, *more.changes))
         if request.latest:
             place, changes = yield from self.current(request)
             return Past(changes, place.revision, place)
@@ -196,19 +203,21 @@ class LogStore(Store):
         return self._run(self._log.commit(self._log.encoded(writes)))
 
     def open_watch(self, request: OpenWatch) -> Watch:
-        # In this order: what is written from here on waits in `staged`; the reader is at a place before what it
-        # brings; and what the watch begins with reaches beyond that place. So nothing lies between the three.
-        staged = Staged(self._hub, request)
+        # Join, start, fetch, begin, in this order. The reader runs as long as anything has joined. What is fetched then
+        # reaches at least as far as the reader had come; if that has gone on meanwhile, what lies between is fetched as
+        # well. So nothing is missing between what was fetched and what the reader brings from then on.
+        subscription = self._hub.subscription(request)
         try:
-            self._hub.locked(self._stage_while_locked, staged)
+            self._hub.locked(self._join_while_locked, subscription)
             self._reader.start(self._run)
-            while True:
-                changes, past = staged.changes, self._run(self._log.past(request))
-                watch = self._hub.locked(self._open_while_locked, staged, changes, request, past)
-                if watch is not None:
-                    return watch
+            past, begun = None, False
+            while not begun:
+                restarts = self._hub.restarts
+                past = self._run(self._log.past(request, past))
+                begun = self._hub.locked(self._begin_while_locked, subscription, past, restarts)
+            return Watch(subscription, self)
         except BaseException:
-            self._hub.leave(staged)
+            self._hub.leave(subscription)
             raise
 
     def close(self) -> None:
@@ -226,19 +235,20 @@ class LogStore(Store):
             raise StoreClosed
         return run(flow, self._transport.request)
 
-    def _stage_while_locked(self, staged: Staged) -> None:
+    def _join_while_locked(self, subscription: Subscription) -> None:
         if self.is_closed:
             raise StoreClosed
-        self._hub.stage(staged)
+        self._hub.join(subscription)
 
-    def _open_while_locked(self, staged: Staged, changes: list[Change], request: OpenWatch, past: Past) -> Watch | None:
-        """The watch, or `None` if the reader met a gap or a new life while its past was fetched."""
-        if staged.ended:
+    def _begin_while_locked(self, subscription: Subscription, past: Past, restarts: int) -> bool:
+        """Whether the watch goes on from `past`. Not if the reader has come further."""
+        if subscription.ended:
             raise StoreClosed
-        if staged.changes is not changes:
-            return None
         epoch, revision, _ = past.place
-        return self._hub.open_staged(staged, request, past.changes, past.since, epoch, revision, owner=self)
+        if self._hub.is_beyond(epoch, revision, restarts):
+            return False
+        subscription.begin(epoch, past.since, past.changes, past.meanwhile, revision)
+        return True
 
     def _to_async(self) -> AsyncStore:
         transport = self._log.engine.async_transport()
