@@ -1,10 +1,8 @@
-"""The other face of a store that blocks, or that was written async."""
+"""The async interface of a store that blocks, and stores that have no other."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
-import os
 import subprocess
 import sys
 import threading
@@ -22,14 +20,19 @@ from stigmergy import (
     Compacted,
     Delete,
     Entry,
+    Flow,
     MemoryStore,
     OpenWatch,
-    RevisionConflict,
+    Operation,
     Set,
     Snapshot,
     StoreClosed,
     Unavailable,
     Watch,
+    acting_as,
+    apply_middleware,
+    claim,
+    scoped,
 )
 from stigmergy.providers.sqlite import SQLiteStore
 
@@ -93,9 +96,6 @@ def test_the_faces_of_a_store_lead_to_each_other() -> None:
         assert store.aio is store.aio
         assert store.aio.capabilities == store.capabilities
         store.close()
-    native = NativeStore()
-    assert native.sync.aio is native
-    assert native.sync is native.sync
 
 
 async def test_a_blocking_store_is_called_in_threads() -> None:
@@ -212,89 +212,29 @@ asyncio.run(main())
         assert store.scan().revision == 100
 
 
-def test_a_native_async_store_serves_threads_through_its_sync_face() -> None:
-    native = NativeStore()
-    with native.sync as store:
-        watch = store.watch("n")
-        threads = [
-            threading.Thread(target=lambda: [store.update("n", lambda value: value + 1, default=0) for _ in range(50)])
-            for _ in range(4)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+def pass_on(operation: Operation[Any]) -> Flow[Any]:
+    return (yield operation)
 
-        assert store.get("n") == 200
-        assert [change.value for change in iter(watch.get_nowait, None)] == list(range(1, 201))
-        assert len(native.loops) == 1
-        with pytest.raises(RevisionConflict):
-            store.set("n", 1, if_revision=0)
-        assert list(store.scan("n")) == ["n"]
-        assert store.wait_for("n", lambda value: value == 200, timeout=60).revision == 200
-    thread = store._portal._thread  # type: ignore[attr-defined]
-    for _ in range(2):
+
+def test_a_store_written_for_asyncio_only_has_no_sync_interface() -> None:
+    native = NativeStore()
+    for store in (native, scoped(native, "a"), apply_middleware(native, pass_on)):
+        with pytest.raises(TypeError, match="asyncio only"):
+            store.sync
+
+
+async def test_middleware_and_handles_stand_around_a_store_written_for_asyncio_only() -> None:
+    native = NativeStore()
+    handle = acting_as(scoped(apply_middleware(native, pass_on), "agent"), "planner")
+    async with handle.watch("plan") as watch:
+        await handle.set("plan", 1)
+        change = await watch.aget()
+        async with claim(handle, "task", "planner", 60) as held:
+            await held.set("plan", 2)
+
+        assert (change.key, change.writer) == ("plan", "planner")
+        assert await native.get("agent:plan") == 2
+        await handle.close()
         with pytest.raises(StoreClosed):
-            store.get("n")
-        store.close()
-    assert not thread.is_alive()
-
-
-def test_closing_the_sync_face_of_a_native_store_from_many_threads_is_fine() -> None:
-    for _ in range(50):
-        store = NativeStore().sync
-        store.set("a", 1)
-        failures: list[BaseException] = []
-        start = threading.Barrier(3)
-
-        def close(store: Any = store, start: Any = start, failures: Any = failures) -> None:
-            try:
-                start.wait()
-                store.close()
-            except BaseException as error:
-                failures.append(error)
-
-        threads = [threading.Thread(target=close) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert failures == []
-
-
-def test_the_sync_face_of_a_native_store_refuses_its_own_loop() -> None:
-    class Calls(NativeStore):
-        async def get_entry(self, key: str) -> Entry | None:
-            with pytest.raises(RuntimeError, match="async store"):
-                self.sync.get_entry(key)
-            return None
-
-    calls = Calls()
-    assert calls.sync.get("a") is None
-    calls.sync.close()
-
-
-def test_a_portal_that_nobody_holds_ends_its_thread() -> None:
-    native = NativeStore()
-    assert native.sync.get("a") is None
-    thread = native.sync._portal._thread  # type: ignore[attr-defined]
-    del native
-    gc.collect()
-
-    thread.join(timeout=60)
-    assert not thread.is_alive()
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-def test_a_child_process_gets_a_portal_of_its_own() -> None:
-    with NativeStore().sync as store:
-        store.set("a", 1)
-        child = os.fork()
-        if child == 0:
-            try:
-                os._exit(0 if store.get("a") == 1 and store.set("a", 2) == 2 else 1)
-            finally:
-                os._exit(2)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        assert store.get("a") == 1
+            await handle.get("plan")
+    assert await native.get("agent:plan") == 2

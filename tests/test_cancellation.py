@@ -10,9 +10,6 @@ import asyncio
 import importlib
 import inspect
 import pkgutil
-import signal
-import sys
-import threading
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -536,64 +533,6 @@ async def test_a_step_that_does_not_wait_never_suspends() -> None:
 
 
 # -- from a thread -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="nothing else interrupts a thread that waits")
-@pytest.mark.parametrize("at", [1, 2])
-def test_ctrl_c_in_a_call_of_a_native_store_cancels_it_at_its_step(at: int, request: pytest.FixtureRequest) -> None:
-    main = threading.get_ident()
-    paused = 0
-    armed = struck = False
-    cancelled = threading.Event()
-
-    def interrupt(*_: object) -> None:
-        nonlocal struck
-        if not struck:
-            struck = True
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, interrupt)  # a shell's background jobs ignore it
-    request.addfinalizer(partial(signal.signal, signal.SIGINT, before))
-
-    async def pause() -> None:
-        nonlocal paused
-        paused += 1
-        if not armed or paused != at:
-            return
-        while not waits_for_its_result(main):  # noqa: ASYNC110, another thread is to get there
-            await asyncio.sleep(0)
-        try:
-            while not struck:  # a signal that comes just before the thread waits is handled when the next one comes
-                signal.pthread_kill(main, signal.SIGINT)
-                await asyncio.sleep(0)
-            await asyncio.get_running_loop().create_future()  # for ever
-        except asyncio.CancelledError:
-            cancelled.set()
-            raise
-
-    memory = MemoryStore()
-    log = memory.watch(prefix="", capacity=None)
-    with Native(memory, pause).sync as store:
-        store.set("a", 1)
-        paused, armed = 0, True
-        with pytest.raises(KeyboardInterrupt):
-            store.commit(Set("a", 2), Set("b", 2))
-        assert cancelled.wait(60)
-        armed = False
-        expected = {"a": 1} if at == 1 else {"a": 2, "b": 2}
-        assert store.get_many(["a", "b"]) == expected
-        assert [change.value for change in drain(log)] == ([1] if at == 1 else [1, 2, 2])
-        store.set("a", 3)
-        assert store.get("a") == 3
-
-
-def waits_for_its_result(thread: int) -> bool:
-    frame: Any = sys._current_frames().get(thread)
-    names = []
-    while frame is not None:
-        names.append(frame.f_code.co_name)
-        frame = frame.f_back
-    return names[:2] == ["wait", "result"]
 
 
 # -- claims ------------------------------------------------------------------------------------------------------------

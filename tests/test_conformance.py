@@ -42,6 +42,7 @@ from stigmergy.providers.redis import RedisStore
 from stigmergy.providers.sqlite import SQLiteStore
 from stigmergy.testing import StoreConformance, VirtualClock
 from stigmergy.testing.__main__ import main
+from stigmergy.testing.colour import Colour
 from stigmergy.testing.conformance.bad_input import BadInput
 from stigmergy.testing.conformance.concurrency import Concurrency
 from stigmergy.testing.conformance.interleaving import Interleaving
@@ -169,7 +170,11 @@ class Suspending(AsyncStore):
 
 
 class TestAsyncStore(Told):
-    slow_areas = BadInput, Interleaving, Places, Values  # its sync interface is a loop in a thread
+    slow_areas = BadInput, Concurrency, Interleaving, Places, Values
+
+    @pytest.fixture(params=["async"])
+    def colour(self, request: pytest.FixtureRequest) -> Colour:
+        return Colour(request.param)
 
     @pytest.fixture
     def make_store(self, clock: VirtualClock) -> Make:

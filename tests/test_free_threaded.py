@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -12,7 +11,6 @@ from typing import Any
 import pytest
 
 from stigmergy import Change, MemoryStore, Set, StoreClosed, WatchClosed
-from stigmergy.bridge import _Portal
 from stigmergy.watch import _TaskWaiter, _ThreadWaiter
 
 THREADS = 8
@@ -239,36 +237,6 @@ def test_watches_are_opened_on_the_async_face_of_a_blocking_store_by_many_thread
 
         assert heard == [list(range(50))] * 6
         assert not store._hub.locked(lambda: store._hub.is_watched)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-def test_a_child_forked_while_a_thread_is_inside_a_portal_can_use_it() -> None:
-    async def answer() -> int:
-        return 42
-
-    portal = _Portal()
-    held, done = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with portal._guard():
-            held.set()
-            done.wait(timeout=60)
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    held.wait(timeout=60)
-    child = os.fork()
-    if child == 0:
-        try:
-            os._exit(0 if portal.call(answer()) == 42 else 1)
-        finally:
-            os._exit(2)
-    try:
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    finally:
-        done.set()
-        thread.join()
 
 
 def test_a_child_forked_inside_a_commit_point_counts_on_from_that_commit(shared: MemoryStore) -> None:

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import stigmergy
 from stigmergy import AsyncStore, Hooks, MemoryStore, Store, apply_middleware, with_hooks
-from stigmergy.bridge import to_sync
 
 ROOT = Path(stigmergy.__file__).parent
 MODULES = {
@@ -277,7 +276,7 @@ def implementations() -> list[type]:
         blocking = True
 
     layered = apply_middleware(memory, with_hooks(Hooks()))
-    stores = [memory, memory.aio, Blocking().aio, layered, layered.aio, to_sync(memory.aio)]
+    stores = [memory, memory.aio, Blocking().aio, layered, layered.aio]
     return [type(store) for store in stores]
 
 

@@ -911,7 +911,7 @@ async def test_a_watch_of_a_store_that_blocks_is_mapped_before_it_is_returned() 
             assert (await anext(watch)).value == 42
 
 
-async def test_a_store_that_was_written_async_is_wrapped_in_both_colours() -> None:
+async def test_a_store_that_was_written_for_asyncio_only_is_wrapped_as_it_is() -> None:
     recorder = Recorder()
     native = Native()
     layered = apply_middleware(native, recorder, pass_through)
@@ -919,10 +919,9 @@ async def test_a_store_that_was_written_async_is_wrapped_in_both_colours() -> No
     watch = await layered.watch("a")
     assert await layered.set("a", 1) == 1
     assert (await anext(watch)).value == 1
-    assert await asyncio.to_thread(layered.sync.get, "a") == 1
-    assert layered.sync.aio is layered
+    assert await layered.get("a") == 1
     assert recorder.names == ["open_watch", "commit", "get_entry"]
-    await asyncio.to_thread(layered.sync.close)
+    await layered.close()
     with pytest.raises(StoreClosed):
         await native.get("a")
 

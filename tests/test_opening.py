@@ -19,6 +19,7 @@ from servers import VALKEY
 from stigmergy import (
     AsyncStore,
     Compacted,
+    Hooks,
     InvalidKey,
     MemoryStore,
     OpenWatch,
@@ -26,7 +27,10 @@ from stigmergy import (
     Unavailable,
     Watch,
     WatchClosed,
+    apply_middleware,
     open_async_store,
+    scoped,
+    with_hooks,
 )
 from stigmergy.bridge import _InlineStore
 from stigmergy.threads import _pending_calls
@@ -381,8 +385,9 @@ async def test_a_provider_whose_open_watch_is_plain_is_told_so_by_name() -> None
         for ask in (store.watch, store.observe):
             with pytest.raises(TypeError, match=r"Plain\.open_watch must be `async def`"):
                 ask("a")
-        with pytest.raises(TypeError, match=r"Plain\.open_watch must be `async def`"):
-            await store.wait_for("a", bool)
+        for view in (store, scoped(store, "x"), apply_middleware(store, with_hooks(Hooks()))):
+            with pytest.raises(TypeError, match=r"Plain\.open_watch must be `async def`"):
+                await view.wait_for("a", bool)
 
         assert not is_watched(store)
 

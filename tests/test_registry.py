@@ -274,6 +274,19 @@ def test_a_factory_may_return_an_async_store() -> None:
     assert open_async_store("mine") is faces[1]
 
 
+def test_a_provider_for_asyncio_only_is_opened_as_an_async_store() -> None:
+    class Native(type(MemoryStore().aio)):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__(MemoryStore())
+            self._faces.clear()
+
+    register("mine", lambda url: Native())
+
+    assert isinstance(open_async_store("mine"), Native)
+    with pytest.raises(TypeError, match="asyncio only"):
+        open_store("mine")
+
+
 # -- entry points ------------------------------------------------------------------------------------------------------
 
 

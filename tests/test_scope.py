@@ -572,9 +572,9 @@ def test_a_handle_remembers_no_watch_that_is_gone(root: MemoryStore) -> None:
         handle.watch("k")
     kept = handle.watch("k")
 
-    assert len(handle._watches) == 1
+    assert len(handle.handle._watches) == 1
     del kept
-    assert handle._watches == {}
+    assert handle.handle._watches == {}
 
 
 @pytest.mark.parametrize("make", HANDLES.values(), ids=HANDLES)

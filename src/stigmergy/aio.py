@@ -125,9 +125,7 @@ class AsyncStore(ABC):
 
     @property
     def sync(self) -> Store:
-        """The same store for threads: the same methods, blocking. Of a store that was written async, not for signal
-        handlers and finalisers.
-        """
+        """The same store for threads: the same methods, blocking. Of a store written for asyncio only a `TypeError`."""
         if not self._faces:
             self._faces.setdefault("sync", self._to_sync())
         return self._faces["sync"]
@@ -142,9 +140,7 @@ class AsyncStore(ABC):
         raise TypeError("a store cannot be copied or pickled")
 
     def _to_sync(self) -> Store:
-        from stigmergy.bridge import to_sync
-
-        return to_sync(self)
+        raise TypeError(f"{type(self).__name__} has no sync interface: it was written for asyncio only")
 
     def _perform(self, operation: Operation[Any]) -> Any:
         awaitable = operation.apply(self)

@@ -35,17 +35,15 @@ def apply_middleware(store: Store | AsyncStore, *middleware: Middleware) -> Stor
     for function in middleware:
         if not callable(function):
             raise TypeError(f"a middleware is a generator function, not a {type(function).__name__}")
-    if isinstance(store, AsyncStore):
-        return _wrapped(store.sync, middleware).aio
-    if isinstance(store, Store):
-        return _wrapped(store, middleware)
-    raise TypeError(f"middleware is applied to a store, not to a {type(store).__name__}")
-
-
-def _wrapped(store: Store, middleware: tuple[Middleware, ...]) -> MiddlewareStore:
     if type(store) is MiddlewareStore:
         return MiddlewareStore(store._inner, middleware + store._chain)
-    return MiddlewareStore(store, middleware)
+    if type(store) is AsyncMiddlewareStore:
+        return AsyncMiddlewareStore(store._inner, middleware + store._chain)
+    if isinstance(store, Store):
+        return MiddlewareStore(store, middleware)
+    if isinstance(store, AsyncStore):
+        return AsyncMiddlewareStore(store, middleware)
+    raise TypeError(f"middleware is applied to a store, not to a {type(store).__name__}")
 
 
 class MiddlewareStore(Store):
@@ -80,21 +78,22 @@ class MiddlewareStore(Store):
         self._inner.close()
 
     def _to_async(self) -> AsyncStore:
-        return AsyncMiddlewareStore(self)
+        other = AsyncMiddlewareStore(self._inner.aio, self._chain)
+        other._faces["sync"] = self
+        return other
 
     def _perform(self, operation: Operation[Any]) -> Any:
         return self._through(operation)
 
 
 class AsyncMiddlewareStore(AsyncStore):
-    """The async face of a `MiddlewareStore`: the same chain, on the way to the async face of the same store."""
+    """Same as `MiddlewareStore`, on the way to an `AsyncStore`."""
 
-    def __init__(self, store: MiddlewareStore) -> None:
-        inner = store._inner.aio
-        self.capabilities = store.capabilities
-        self._faces["sync"] = store
+    def __init__(self, inner: AsyncStore, chain: tuple[Middleware, ...]) -> None:
         self._inner = inner
-        self._through = _chained(store._chain, _around_awaiting, inner._perform)
+        self._chain = chain
+        self.capabilities = inner.capabilities
+        self._through = _chained(chain, _around_awaiting, inner._perform)
 
     async def get_entry(self, key: str) -> Entry | None:
         entry: Entry | None = await self._through(GetEntry(key))
@@ -116,6 +115,11 @@ class AsyncMiddlewareStore(AsyncStore):
 
     async def close(self) -> None:
         await self._inner.close()
+
+    def _to_sync(self) -> Store:
+        other = MiddlewareStore(self._inner.sync, self._chain)
+        other._faces["aio"] = self
+        return other
 
     def _perform(self, operation: Operation[Any]) -> Any:
         return self._through(operation)

@@ -42,17 +42,14 @@ def open_store(url: str, **options: Any) -> Store:
     Raises `ProviderNotFound`, which lists the known names; `ImportError`, which says what to install; what the provider
     raises.
     """
-    if not isinstance(url, str):
-        raise TypeError(
-            f"a store is opened by a name or a URL (a file: sqlite:///state.db), not by a {type(url).__name__}"
-        )
-    store = _factory(url)(url, **options)
+    store = _opened(url, options)
     return store.sync if isinstance(store, AsyncStore) else store
 
 
 def open_async_store(url: str, **options: Any) -> AsyncStore:
-    """Same as `open_store(url, **options).aio`."""
-    return open_store(url, **options).aio
+    """Same as `open_store`, for asyncio."""
+    store = _opened(url, options)
+    return store if isinstance(store, AsyncStore) else store.aio
 
 
 def register(name: str, factory: Factory) -> None:
@@ -70,6 +67,14 @@ def register(name: str, factory: Factory) -> None:
 def list_providers() -> list[str]:
     """Return the names of all providers, sorted."""
     return sorted({*_BUILT_IN, *_registered, *_entry_points()})
+
+
+def _opened(url: str, options: dict[str, Any]) -> Store | AsyncStore:
+    if not isinstance(url, str):
+        raise TypeError(
+            f"a store is opened by a name or a URL (a file: sqlite:///state.db), not by a {type(url).__name__}"
+        )
+    return _factory(url)(url, **options)
 
 
 def _factory(url: str) -> Factory:

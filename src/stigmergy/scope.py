@@ -6,7 +6,7 @@ both colours. Closing a handle ends that handle and its watches, never the store
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, overload
 from weakref import ref
@@ -45,7 +45,7 @@ def scoped(store: Store | AsyncStore, scope: str) -> Store | AsyncStore:
 
     Raises `InvalidKey` for a bad scope, and later for a key that is too long together with it.
     """
-    return _handle(store, partial(_scoped, scope=check_scope(scope)))
+    return _scoped(store, check_scope(scope))
 
 
 @overload
@@ -59,8 +59,7 @@ def acting_as(store: Store | AsyncStore, writer: str) -> Store | AsyncStore:
     in the name of somebody else. `writer` follows the grammar of keys, so an empty
     one is `InvalidKey`.
     """
-    view = _Identity(check_key(writer))
-    return _handle(store, lambda store: _Handle(store, view))
+    return _through(store, _Handle(_Identity(check_key(writer))))
 
 
 @overload
@@ -79,8 +78,7 @@ def guarded(
     This is the boundary between agents that share a process and mean no harm. No public name leads from the handle to
     `store`; but Python code that wants to get past it can, as it can past everything in its own process.
     """
-    view = _Guard(check_key(writer), _Grants(read), _Grants(write))
-    return _handle(store, lambda store: _Handle(store, view))
+    return _through(store, _Handle(_Guard(check_key(writer), _Grants(read), _Grants(write))))
 
 
 @overload
@@ -109,30 +107,33 @@ def agent_store(
 # -- handles -----------------------------------------------------------------------------------------------------------
 
 
-class _Handle(MiddlewareStore):
-    """A store with one view of it around it; `of` is the handle that it was made of, without being around it."""
+class _Handle:
+    """A middleware: one view, until it is closed, and the watches that were opened through it.
 
-    def __init__(self, inner: Store, view: Middleware, of: _Handle | None = None) -> None:
-        super().__init__(inner, (self._around,))
-        self._view = view
+    `of` is the handle that this one was made of without being around it. It is closed with that one, too.
+    """
+
+    def __init__(self, view: Middleware, of: _Handle | None = None) -> None:
+        self.view = view
         self._of = of
         self._closed = False
         self._watches: dict[int, ref[Watch]] = {}
 
+    def __call__(self, operation: Operation[Any]) -> Flow[Any]:
+        if self._is_closed():
+            raise StoreClosed
+        result = yield from self.view(operation)
+        if isinstance(result, Watch):
+            self._keep(result)
+        return result
+
     def close(self) -> None:
+        """End this handle, and the watches."""
         self._closed = True
         for reference in list(self._watches.values()):
             watch = reference()
             if watch is not None:
                 watch.close()
-
-    def _around(self, operation: Operation[Any]) -> Flow[Any]:
-        if self._is_closed():
-            raise StoreClosed
-        result = yield from self._view(operation)
-        if isinstance(result, Watch):
-            self._keep(result)
-        return result
 
     def _keep(self, watch: Watch) -> None:
         """Remember `watch`, as long as somebody else does, to end it with this handle."""
@@ -145,23 +146,55 @@ class _Handle(MiddlewareStore):
     def _is_closed(self) -> bool:
         return self._closed or (self._of is not None and self._of._is_closed())
 
+
+class _HandleStore(MiddlewareStore):
+    """A store through a handle."""
+
+    def __init__(self, inner: Store, handle: _Handle) -> None:
+        super().__init__(inner, (handle,))
+        self.handle = handle
+
+    def close(self) -> None:
+        self.handle.close()
+
     def _to_async(self) -> AsyncStore:
-        return _AsyncHandle(self)
+        other = _AsyncHandleStore(self._inner.aio, self.handle)
+        other._faces["sync"] = self
+        return other
 
 
-class _AsyncHandle(AsyncMiddlewareStore):
-    """The async face of a `_Handle`."""
+class _AsyncHandleStore(AsyncMiddlewareStore):
+    """Same as `_HandleStore`, of an `AsyncStore`."""
+
+    def __init__(self, inner: AsyncStore, handle: _Handle) -> None:
+        super().__init__(inner, (handle,))
+        self.handle = handle
 
     async def close(self) -> None:
-        self.sync.close()
+        self.handle.close()
+
+    def _to_sync(self) -> Store:
+        other = _HandleStore(self._inner.sync, self.handle)
+        other._faces["aio"] = self
+        return other
 
 
-def _handle(store: Store | AsyncStore, make: Callable[[Store], Store]) -> Store | AsyncStore:
-    if isinstance(store, AsyncStore):
-        return make(store.sync).aio
+def _through(store: Store | AsyncStore, handle: _Handle) -> Store | AsyncStore:
     if isinstance(store, Store):
-        return make(store)
+        return _HandleStore(store, handle)
+    if isinstance(store, AsyncStore):
+        return _AsyncHandleStore(store, handle)
     raise TypeError(f"a handle is made of a store, not of a {type(store).__name__}")
+
+
+def _scoped(store: Store | AsyncStore, scope: str) -> Store | AsyncStore:
+    if isinstance(store, (_HandleStore, _AsyncHandleStore)):
+        view = store.handle.view
+        if isinstance(view, _Scope):
+            return _through(store._inner, _Handle(_Scope(check_scope(f"{view.scope}/{scope}")), store.handle))
+        if type(view) is _Identity:
+            return _through(_scoped(store._inner, scope), _Handle(view, store.handle))
+    return _through(store, _Handle(_Scope(scope)))
 
 
 def _forget(watches: dict[int, ref[Watch]], number: int, _: object) -> None:
@@ -169,14 +202,6 @@ def _forget(watches: dict[int, ref[Watch]], number: int, _: object) -> None:
 
 
 # -- the views ---------------------------------------------------------------------------------------------------------
-
-
-def _scoped(store: Store, scope: str) -> Store:
-    if isinstance(store, _Handle) and isinstance(store._view, _Scope):
-        return _Handle(store._inner, _Scope(check_scope(f"{store._view.scope}/{scope}")), of=store)
-    if isinstance(store, _Handle) and type(store._view) is _Identity:
-        return _Handle(_scoped(store._inner, scope), store._view, of=store)
-    return _Handle(store, _Scope(scope))
 
 
 _KEYED = (AccessDenied, ClaimLost, DamagedValue, InvalidValue, RevisionConflict)

@@ -8,10 +8,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from stigmergy.aio import AsyncStore
 from stigmergy.errors import Unavailable
-from stigmergy.store import Store
+from stigmergy.testing.colour import Colour
 from stigmergy.testing.conformance import target
 
 __all__ = ["main"]
@@ -22,7 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen, for_pytest = _parser().parse_known_args(arguments)
     try:
         with TemporaryDirectory() as place:
-            _ask(target.maker(chosen.target, place)())
+            store = target.maker(chosen.target, place)()
+            colour = Colour("async" if isinstance(store, AsyncStore) else "sync")
+            colour.run(_ask(colour.face(store)))
     except Exception as error:
         print(f"stigmergy.testing: no store to judge: {_in_one_line(error)}", file=sys.stderr)
         return 2
@@ -38,11 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return subprocess.run(command, env=environment, check=False).returncode
 
 
-def _ask(store: Store | AsyncStore) -> None:
+async def _ask(store: Any) -> None:
     """Close `store`. Raises `Unavailable` where there is no engine: the suite would wait for it in each test."""
-    with store.sync if isinstance(store, AsyncStore) else store as asked:
+    async with store as asked:
         try:
-            asked.get("stigmergy")
+            await asked.get("stigmergy")
         except Unavailable:
             raise
         except Exception:
