@@ -188,6 +188,27 @@ MUTANTS = [
         ("tests/test_opening.py -k though_the_task_is_kept[sqlite-awaited]",),
     ),
     Mutant(
+        "a write goes past the watch of a shorter prefix",
+        "hub.py",
+        "for length in range(len(last) + 1)]",
+        "for length in range(len(last), len(last) + 1)]",
+        (SUITE + "test_a_write_reaches_every_length_of_prefix",),
+    ),
+    Mutant(
+        "a write goes past the watch of a prefix behind one of another key",
+        "hub.py",
+        "        place = bisect_right(self._sorted, key)\n        try",
+        "        place = bisect_right(self._sorted, key) - 1\n        try",
+        ("tests/test_memory.py -k hears_of_exactly_the_keys",),
+    ),
+    Mutant(
+        "a prefix that joins or leaves in the midst of a write hides others from it",
+        "hub.py",
+        "            if self.chains is chains:\n                return found",
+        "            if True:\n                return found",
+        ("tests/test_strikes.py -k finds_every_prefix",),
+    ),
+    Mutant(
         "a watch resumes one change too late",
         "hub.py",
         "for revision in range(since + 1, self.revision + 1)]",

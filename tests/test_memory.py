@@ -9,6 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stigmergy import Compacted, Delete, InvalidValue, MemoryStore, Op, Set, StoreFull
 from stigmergy.testing.conformance.transcript import revisions, unchanged
@@ -231,3 +233,25 @@ async def test_more_entries_than_fit_are_refused(new_store: Any, colour: Any) ->
             with pytest.raises(StoreFull) as full:
                 await write()
             assert full.value.max_entries == 2
+
+
+@given(
+    st.lists(st.text("ab/", max_size=5), max_size=12),
+    st.lists(st.text("ab/", min_size=1, max_size=6), max_size=8),
+    st.data(),
+)
+def test_a_watch_of_a_prefix_hears_of_exactly_the_keys_that_begin_with_it(
+    prefixes: list[str], keys: list[str], data: st.DataObject
+) -> None:
+    with MemoryStore() as store:
+        watches = [(prefix, store.watch(prefix=prefix)) for prefix in prefixes]
+        for prefix, watch in watches:
+            if data.draw(st.booleans()):  # the prefix may be watched by another one still
+                watch.close()
+                watches.remove((prefix, watch))
+                break
+        for key in keys:
+            store.set(key, 1)
+        for prefix, watch in watches:
+            heard = [change.key for change in iter(watch.get_nowait, None)]
+            assert heard == [key for key in keys if key.startswith(prefix)], prefix

@@ -315,8 +315,8 @@ def nothing_left(store: MemoryStore, many: int) -> Iterator[None]:
     finally:
         tracemalloc.stop()
     assert living(Watch, Subscription).keys() <= watches.keys()
-    assert not store._hub._keys
-    assert not store._hub._prefixes
+    assert not store._hub.keys
+    assert not store._hub.prefixes
     assert not store._hub.left
     assert not store._hub.to_wake
     assert not store._hub.to_release
@@ -384,7 +384,7 @@ def test_many_cancelled_waits_leave_nothing(wait: str, many: int) -> None:
 @contextmanager
 def suppress_topics(store: MemoryStore, watch: Watch) -> Iterator[None]:
     """Let the hub look as if `watch` were not subscribed, and check afterwards that nothing but it is."""
-    topics = store._hub._keys
+    topics = store._hub.keys
     assert list(topics) == ["shared"]
     members = topics.pop("shared")
     yield

@@ -15,13 +15,15 @@ from contextlib import suppress
 from functools import cache, partial
 from itertools import cycle, islice, pairwise
 from pathlib import Path
+from threading import RLock
 from types import CodeType, FrameType
 from typing import Any
 
 import pytest
 
 import stigmergy
-from stigmergy import Change, Delete, MemoryStore, Op, RevisionConflict, Set, Watch
+from stigmergy import Change, Delete, MemoryStore, Op, OpenWatch, RevisionConflict, Set, Watch
+from stigmergy.hub import Hub
 
 LIBRARY = str(Path(stigmergy.__file__).parent)
 
@@ -226,3 +228,33 @@ def replayed(changes: list[Change]) -> dict[str, Any]:
         else:
             del state[change.key]
     return dict(sorted(state.items()))
+
+
+def test_a_write_finds_every_prefix_though_watches_join_and_leave_in_its_midst() -> None:
+    prefixes = ["job/1", "job/12", "job/12/a", "job/13"]
+
+    def open_hub() -> tuple[Hub, list[Watch]]:
+        # Of a log: what is published there is not published again by whoever comes in between.
+        hub = Hub(lock=RLock(), settle=bool, key=str, changed=lambda each: each, deliver=lambda each: each, history=0)
+        return hub, [open_in(hub, prefix) for prefix in [*prefixes, "job/11", "z"]]
+
+    def open_in(hub: Hub, prefix: str) -> Watch:
+        return hub.locked(hub.open, OpenWatch(prefix=prefix), list)
+
+    def publish(hub: Hub) -> None:
+        hub.locked(hub.publish, 1, "job/12/a", Change(Op.SET, "job/12/a", 1, None, 1, 0, 1, None, 0.0, False, 0, None))
+
+    hub, watches = open_hub()
+    for place in places_in(partial(publish, hub)):
+        for others in (["job/0"], ["job/12/"], ["zz"], ["job/12/a/b", ""]):
+            hub, watches = open_hub()
+            joined: list[Watch] = []
+            strike(partial(publish, hub), place, lambda: joined.extend(open_in(hub, other) for other in others))  # noqa: B023
+            reached = [watch.get_nowait() is not None for watch in watches]
+            assert reached == [True, True, True, False, False, False], (place, others)
+
+            hub, watches = open_hub()
+            joined = [open_in(hub, other) for other in others]
+            strike(partial(publish, hub), place, lambda: [watch.close() for watch in joined])  # noqa: B023
+            reached = [watch.get_nowait() is not None for watch in watches]
+            assert reached == [True, True, True, False, False, False], (place, others)

@@ -271,8 +271,8 @@ async def test_a_watch_that_nobody_holds_unsubscribes(store: Any, colour: Any) -
 
     assert [reference() for reference in gone] == [None, None, None]
     assert raw._hub._everybody() == []
-    assert raw._hub._keys == {}
-    assert raw._hub._prefixes == {}
+    assert raw._hub.keys == {}
+    assert raw._hub.prefixes == {}
 
 
 async def test_waiting_synchronously_inside_a_running_loop_raises_an_instruction() -> None:

@@ -2,15 +2,16 @@
 
 A store owns one hub and one lock, and calls the hub with the lock held; what must not happen under the lock is put off
 until its release: waking and logging in `to_wake`, releasing values in `to_release`. Everything here can be interrupted
-and called again, on the same thread too: see *uninterrupted* in `subscription.py`.
+and called again, on the same thread too: see the atomic sections in `subscription.py`.
 """
 
 from __future__ import annotations
 
 import os
+from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from stigmergy.errors import Compacted
@@ -26,8 +27,6 @@ __all__ = ["Hub", "matching", "new_epoch", "parse_bookmark"]
 T = TypeVar("T")
 
 _Topics = dict[str, dict[Subscription, None]]
-_WHOLE = -1
-"""In place of the length of a prefix: the whole key."""
 
 
 class Hub:
@@ -40,17 +39,19 @@ class Hub:
 
     __slots__ = (
         "_changed",
-        "_history",
         "_key",
-        "_keys",
-        "_prefixes",
-        "_ring",
+        "_sorted",
+        "chains",
         "deliver",
         "epoch",
+        "history",
+        "keys",
         "left",
         "lock",
+        "prefixes",
         "restarts",
         "revision",
+        "ring",
         "settle",
         "to_release",
         "to_wake",
@@ -82,13 +83,18 @@ class Hub:
         self.restarts = 0
         """How often it went on from a moment to which the log has no way."""
         self._changed = changed
-        self._history = history
         self._key = key
-        self._ring: list[Any] = [None] * history
+        self.history = history
+        self.ring: list[Any] = [None] * history
         """The record of revision r at r modulo its length: revisions are dense."""
-        self._keys: _Topics = {}
-        self._prefixes: dict[int, _Topics] = {}
-        """By the length of the prefix: a key is looked up once per length in use, however many prefixes there are."""
+        self.keys: _Topics = {}
+        self.prefixes: _Topics = {}
+        self._sorted: list[str] = []
+        """The prefixes in order. One may be there twice, or have no watch any more: that does no harm."""
+        self.chains: dict[str, list[str]] = {}
+        """By a watched prefix: those that it begins with, itself included, the shortest first; made when it is needed.
+        Another dict before and after each watch that joins or leaves: what was found out about who watches a key is
+        true as long as this is the same object."""
 
     def publish(self, revision: int, key: str, record: object) -> object:
         """Hand `record` to the watches it reaches, and remember it. Doing so again changes nothing.
@@ -97,16 +103,21 @@ class Hub:
         """
         if self.left:
             self.tidy()
-        if key in self._keys or self._prefixes:
+        if key in self.keys or self.prefixes:
             self._fan_out(key, record)
         forgotten = None
-        if revision > self.revision:  # uninterrupted
-            if self._history:
-                slot = revision % self._history
-                forgotten = self._ring[slot]
-                self._ring[slot] = record
+        if revision > self.revision:  # atomic: no bytecode boundary
+            if self.history:
+                slot = revision % self.history
+                forgotten = self.ring[slot]
+                self.ring[slot] = record
             self.revision = revision
         return forgotten
+
+    def is_watched_by_prefix(self, key: str) -> bool:
+        """Whether a prefix is watched that `key` begins with; true as long as `chains` is the same object."""
+        chain = self._chain_up_to(key)
+        return bool(chain) and key.startswith(chain[0])
 
     def open(self, request: OpenWatch, current: Callable[[], Iterable[Change]]) -> Watch:
         """Return a watch that is subscribed. `current` gives the present state, for `latest`. Raises `Compacted`."""
@@ -117,7 +128,7 @@ class Hub:
             start = self.revision
             since = start if request.since is None or request.latest else self._moment(request.since)
             loaded = subscription.load(current() if request.latest else self._recent(request, since))
-            if self.revision == start:  # uninterrupted
+            if self.revision == start:  # atomic: no bytecode boundary
                 subscription.loaded = loaded
                 subscription.taken = since
                 subscription.seen = start
@@ -129,7 +140,7 @@ class Hub:
     def is_watched(self) -> bool:
         """Whether there is any watch."""
         self.tidy()
-        return bool(self._keys or self._prefixes)
+        return bool(self.keys or self.prefixes)
 
     def begin(self, epoch: str, revision: int) -> None:
         """Go on from a moment: of the changes up to it nobody will hear."""
@@ -143,13 +154,16 @@ class Hub:
     def join(self, subscription: Subscription) -> None:
         """Let `subscription` be one of those that are watched for. It hears nothing until it has begun."""
         self.tidy()
-        for length, name in _places(subscription):
+        for topics, name in self._places(subscription):
+            self.chains = {}
             while True:
-                topics = self._topics(length)
                 members = topics.setdefault(name, {})
                 members[subscription] = None
-                if self._topics(length) is topics and topics.get(name) is members:
+                if topics.get(name) is members:
                     break  # else somebody struck between these lines, and tidied away what was still empty
+            if topics is self.prefixes:
+                self._sort_in(name)
+            self.chains = {}
 
     def is_beyond(self, epoch: str, revision: int, restarts: int) -> bool:
         """Whether more was published than a moment that was read when there had been so many `restarts`.
@@ -191,7 +205,7 @@ class Hub:
 
     def close(self) -> None:
         """End all watches, and forget what was remembered. Doing so again changes nothing."""
-        ring, self._ring = self._ring, [None] * self._history
+        ring, self.ring = self.ring, [None] * self.history
         self.to_release.append(ring)
         self._end(self._everybody())
 
@@ -237,15 +251,16 @@ class Hub:
         while (subscription := self.left[0] if self.left else None) is not None:
             self.to_release.append(subscription)  # with all that it has buffered
             subscription.end()
-            for length, name in _places(subscription):
-                topics = self._topics(length)
+            for topics, name in self._places(subscription):
+                self.chains = {}
                 members = topics.get(name, {})
                 members.pop(subscription, None)
-                if not members and name in topics and topics[name] is members:  # uninterrupted
+                if not members and name in topics and topics[name] is members:  # atomic: no bytecode boundary
                     del topics[name]
-                if not topics and length in self._prefixes and self._prefixes[length] is topics:  # uninterrupted
-                    del self._prefixes[length]
-            if self.left and self.left[0] is subscription:  # uninterrupted
+                if topics is self.prefixes and name not in topics:
+                    self._sort_out(name)
+                self.chains = {}
+            if self.left and self.left[0] is subscription:  # atomic: no bytecode boundary
                 del self.left[0]
 
     def bookmark(self, revision: int) -> str:
@@ -272,9 +287,7 @@ class Hub:
         self.tidy()
         for subscription in subscriptions:
             self.to_wake.append(subscription)
-            self.left.append(
-                subscription
-            )  # tidied away by the next one: until it was woken, `run_deferred` must find it
+            self.left.append(subscription)  # tidied away by the next one: until it was woken it must be found
             subscription.end()
 
     def _fan_out(self, key: str, record: object) -> None:
@@ -286,22 +299,63 @@ class Hub:
 
     def _reached(self, key: str) -> list[Subscription]:
         # The copies are private: whoever interrupts may subscribe or leave.
-        reached = list(self._keys.get(key, {}).copy())
-        for length, topics in self._prefixes.copy().items():
-            reached += list(topics.get(key[:length], {}).copy())
+        reached = list(self.keys.get(key, {}).copy())
+        for prefix in self._prefixes_of(key) if self.prefixes else ():
+            reached += list(self.prefixes.get(prefix, {}).copy())
         return reached
 
-    def _everybody(self) -> list[Subscription]:
-        topics = [self._keys.copy(), *(topics.copy() for topics in self._prefixes.copy().values())]
-        members = [member for names in topics for members in names.values() for member in members.copy()]
-        return list(dict.fromkeys(members))
+    def _prefixes_of(self, key: str) -> list[str]:
+        """The watched prefixes that `key` begins with."""
+        while True:
+            chains = self.chains
+            found = [prefix for prefix in self._chain_up_to(key) if key.startswith(prefix)]
+            if self.chains is chains:
+                return found  # else a watch joined or left in the midst of it
 
-    def _topics(self, length: int) -> _Topics:
-        return self._keys if length == _WHOLE else self._prefixes.setdefault(length, {})
+    def _chain_up_to(self, key: str) -> list[str]:
+        """Of the last watched prefix up to `key`, in order: those that it begins with, the shortest first.
+
+        Those that `key` begins with are among them. For whatever stands between a prefix and a key that begins with it
+        begins with it, too.
+        """
+        chains = self.chains
+        place = bisect_right(self._sorted, key)
+        try:
+            last = self._sorted[place - 1] if place else ""
+        except IndexError:  # a watch left in between
+            return []
+        chain = chains.get(last)
+        if chain is None:
+            beginnings = [last[:length] for length in range(len(last) + 1)]
+            chains[last] = chain = [each for each in beginnings if each in self.prefixes]
+        return chain
+
+    def _sort_in(self, prefix: str) -> None:
+        place = bisect_right(self._sorted, prefix)
+        if self._sorted[max(0, place - 1) : place] != [prefix]:
+            insort(self._sorted, prefix)
+
+    def _sort_out(self, prefix: str) -> None:
+        place = bisect_right(self._sorted, prefix) - 1
+        with suppress(IndexError):  # somebody struck, and took some away
+            # atomic: no bytecode boundary
+            if place >= 0 and prefix not in self.prefixes and self._sorted[place] == prefix:
+                del self._sorted[place]
+
+    def _everybody(self) -> list[Subscription]:
+        topics = [*self.keys.copy().values(), *self.prefixes.copy().values()]
+        return list(dict.fromkeys(member for members in topics for member in members.copy()))
+
+    def _places(self, subscription: Subscription) -> Iterator[tuple[_Topics, str]]:
+        """Where `subscription` is, or would be, a member."""
+        for key in subscription.keys:
+            yield self.keys, key
+        if subscription.prefix is not None:
+            yield self.prefixes, subscription.prefix
 
     def _moment(self, since: int | str) -> int:
         """The revision that `since` names, if this store can go on from there."""
-        oldest = max(1, self.revision - self._history + 1)
+        oldest = max(1, self.revision - self.history + 1)
         if isinstance(since, str):
             epoch, revision = parse_bookmark(since)
             if epoch != self.epoch:
@@ -316,8 +370,8 @@ class Hub:
         """The changes after `since` that match."""
         if since == self.revision:
             return []
-        ring = self._ring.copy()
-        records = [ring[revision % self._history] for revision in range(since + 1, self.revision + 1)]
+        ring = self.ring.copy()
+        records = [ring[revision % self.history] for revision in range(since + 1, self.revision + 1)]
         matches = matching(request)
         return [self._changed(record) for record in records if matches(self._key(record))]
 
@@ -339,11 +393,3 @@ def parse_bookmark(bookmark: str) -> tuple[str, int]:
 def new_epoch() -> str:
     """The name of a new life."""
     return os.urandom(6).hex()
-
-
-def _places(subscription: Subscription) -> Iterator[tuple[int, str]]:
-    """Where `subscription` is, or would be, a member: the length and the text of what it watches."""
-    for key in subscription.keys:
-        yield _WHOLE, key
-    if subscription.prefix is not None:
-        yield len(subscription.prefix), subscription.prefix
