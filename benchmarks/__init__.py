@@ -13,11 +13,12 @@ General layout, each module importing only those above it:
     latency     rows: from task to task, thread to thread, loop to thread and back
     concurrency rows: several threads at once
     growth      rows: many keys, many watches, what they weigh, what the import takes
-    engines     rows: SQLite and Redis next to their clients used by hand; from process to process
+    engines     rows: SQLite and Redis next to their clients used by hand; from process to process; watches of SQLite
     rows        all rows, and how they are chosen
     table       the table, as text and as JSON
     picture     `python -m benchmarks.picture RESULTS.json > docs/performance.svg`
 
-A row is data: a name, a unit, a budget if it has one, and contenders. A new one is a few lines in the module of its
-theme; what several subjects can do is written once for each of them, as a statement, under the name of the row.
+A row is data: a name, a unit, a budget if it has one, and contenders. What a budget counts in, another contender or
+baseline sets, is measured in the row itself. A new one is a few lines in the module of its theme; what several subjects
+can do is written once for each of them, as a statement, under the name of the row.
 """

@@ -1,4 +1,4 @@
-"""Rows: stores over an engine, next to its client doing the same work by hand, and on the way to another process.
+"""Rows: stores over an engine, next to its client doing the same work by hand; on the way to another process; watches.
 
 By hand means: values to JSON and back, and every write in the log with what was there before, in one atomic step. It
 has no deadlines, no writers, no conditions and no watches.
@@ -8,6 +8,7 @@ Redis is the server at `STIGMERGY_BENCH_REDIS_URL`, or one that is started from 
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import json
 import os
@@ -39,6 +40,7 @@ _DOES: dict[str, Statement] = {
     "commit": "store.commit(*[Set(key, i) for key in ten])",
     "scan": "[entry.value for entry in store.scan('p/').values()]",
     "set and fsync": "store.set('key', i)",
+    "wait_for that holds already": "store.wait_for('key', bool)",
     "async get": "await aio.get('key')",
     "async set": "await aio.set('key', i)",
 }
@@ -152,6 +154,27 @@ def _sqlite(durability: str) -> tuple[Subject, Subject]:
             yield {"store": store}
 
     return Subject("ours", "ours", ours, _DOES), Subject("sqlite3", "floor", by_hand, _BY_HAND)
+
+
+def _opening(count: int) -> Callable[[Effort], AbstractContextManager[Run]]:
+    """Open `count` async watches at once: the time for each. They are closed off the clock."""
+
+    @contextmanager
+    def start(effort: Effort) -> Iterator[Run]:
+        size = effort.size(count)
+        with _new_file() as url, open_store(url) as store, asyncio.Runner() as runner:
+
+            async def opened() -> float:
+                started = perf_counter()
+                watches = await asyncio.gather(*(store.aio.watch(f"key/{number}") for number in range(size)))
+                took = perf_counter() - started
+                for watch in watches:
+                    watch.close()
+                return took / size
+
+            yield lambda times: sum(runner.run(opened()) for _ in range(times))
+
+    return start
 
 
 # -- Redis -------------------------------------------------------------------------------------------------------------
@@ -405,6 +428,27 @@ ROWS = (
     _row("sqlite", "commit", _TEN, _SQLITE),
     _row("sqlite", "scan", _HUNDRED, _SQLITE),
     _way("sqlite", {"ours": _our_line(_new_file)}),
+    Row(
+        "wait_for that holds already",
+        "wait_for of a scalar, on SQLite, that has nothing to wait for",
+        {
+            "ours": _SQLITE[0].contender("wait_for that holds already"),
+            "get": _SQLITE[0].contender("get", "floor"),
+        },
+        base="get",
+        budget=times(2, "get"),
+        longer=3,
+        rounds=100,
+    ),
+    Row(
+        "open 4,000 async watches",
+        "on SQLite, all at once: for each of them; the budget is to grow with their number, and no faster",
+        {"ours": Contender("ours", _opening(4000)), "of 400": Contender("floor", _opening(400))},
+        base="of 400",
+        budget=times(1.5, "of 400"),
+        times=1,
+        rounds=10,
+    ),
     _row("redis", "get", "get of a scalar", _REDIS, 1.3, _lacking),
     _row("redis", "set", "set of a scalar, nobody watching", _REDIS, 1.3, _lacking),
     _row("redis", "async get", "await a get of a scalar", _REDIS, 1.3, _lacking),

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import Any
 
-from benchmarks.model import Names, Subject
+from benchmarks.model import BASELINE_SET, Names, Subject
 
-__all__ = ["DICT", "LockedDict"]
+__all__ = ["BASELINE", "DICT", "LockedDict"]
 
 
 class LockedDict:
@@ -91,3 +91,6 @@ DICT = Subject(
     },
     notes={"scan": "keeps no order: it is given the sorted keys", "set and deliver": "and a `SimpleQueue`"},
 )
+
+BASELINE = {BASELINE_SET: DICT.contender("set")}
+"""To be measured in each row whose budget is counted in it."""

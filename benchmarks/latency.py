@@ -211,7 +211,7 @@ ROWS = (
             **_queue_peers("async_q", "async_q"),
         },
         "asyncio.Queue",
-        1.8,
+        3.0,
     ),
     _row(
         "thread to thread",

@@ -1,8 +1,9 @@
-"""The method: every contender of a row is sampled in turn, in random order, round after round, in one process.
+"""The method: every contender of a row is sampled in turn, in random order, round after round.
 
 What else runs on the machine then hits all of them alike, and the best of many samples is hit the least: they are
 shorter than the slices in which a busy machine is shared. So ratios are taken between bests; the median tells how calm
-it was. As in `timeit`, the garbage collector rests within a sample.
+it was. As in `timeit`, the garbage collector rests within a sample. All contenders are in one process, unless what
+happened before in their process is what they differ by.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from random import Random
 from statistics import median, quantiles
 from typing import TypeAlias
 
-__all__ = ["FULL", "QUICK", "Effort", "Figures", "Run", "interleaved"]
+__all__ = ["FULL", "QUICK", "Effort", "Figures", "Run", "interleaved", "sample"]
 
 Run: TypeAlias = Callable[[int], "float | list[float]"]
 """Does something so many times. Returns the seconds (or bytes) that all of it took, by its own clock, or a list of what
@@ -60,11 +61,12 @@ def interleaved(
     for _ in range(effort.rounds):
         random.shuffle(order)
         for name in order:
-            samples[name].append(_sample(runs[name], often[name]))
+            samples[name].append(sample(runs[name], often[name]))
     return {name: _figures(samples[name], often[name]) for name in runs}
 
 
-def _sample(run: Run, times: int) -> float | list[float]:
+def sample(run: Run, times: int) -> float | list[float]:
+    """One sample, without the garbage collector."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -79,25 +81,25 @@ def _calibrated(run: Run, seconds: float) -> int:
     times = 2
     while True:
         # One sample alone may have been held up, and say too few times.
-        took = min(_seconds(_sample(run, times)) for _ in range(3))
+        took = min(_seconds(sample(run, times)) for _ in range(3))
         if took >= seconds / 2:
             return max(1, round(times * seconds / took))
         times *= 2 if took > seconds / 20 else 10
 
 
-def _seconds(sample: float | list[float]) -> float:
-    return sum(sample) if isinstance(sample, list) else sample
+def _seconds(taken: float | list[float]) -> float:
+    return sum(taken) if isinstance(taken, list) else taken
 
 
 def _figures(samples: list[float | list[float]], times: int) -> Figures:
     means: list[float] = []
     singles: list[float] = []
-    for sample in samples:
-        if isinstance(sample, list):
-            means.append(median(sample))
-            singles += sample
+    for taken in samples:
+        if isinstance(taken, list):
+            means.append(median(taken))
+            singles += taken
         else:
-            means.append(sample / times)
+            means.append(taken / times)
     if not singles:
         return Figures(min(means), median(means))
     return Figures(min(means), median(singles), quantiles(singles, n=100)[98] if len(singles) > 1 else singles[0])

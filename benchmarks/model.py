@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any, Literal, TypeAlias
 
 from benchmarks.measure import Effort, Figures, Run
 
 __all__ = [
+    "BASELINE_SET",
     "SMALL",
     "Budget",
     "Contender",
@@ -24,6 +25,8 @@ __all__ = [
     "less_than",
     "looped",
     "more",
+    "more_sets",
+    "sets",
     "times",
 ]
 
@@ -58,6 +61,8 @@ class Budget:
     """What the limit is said to be, such as `2.5 x a dict`."""
     figure: Callable[[Mapping[str, Figures]], float]
     """What is compared with the limit."""
+    counted: bool = False
+    """Whether that is a number, and not in the unit of the row."""
 
     def verdict(self, figures: Mapping[str, Figures]) -> Literal["ok", "over"]:
         return "ok" if self.figure(figures) <= self.limit else "over"
@@ -86,9 +91,27 @@ class Row:
     """Why it cannot be measured here, or nothing."""
 
 
+BASELINE_SET = "baseline set"
+"""The contender in which budgets are counted: a set of a dict with a lock, measured in the same row."""
+
+
 def times(limit: float, base: str) -> Budget:
     """Ours takes at most `limit` times what `base` takes."""
-    return Budget(limit, f"{limit:g} x {base}", lambda figures: figures["ours"].best / figures[base].best)
+    return Budget(limit, f"{limit:g} x {base}", lambda figures: figures["ours"].best / figures[base].best, counted=True)
+
+
+def sets(limit: float) -> Budget:
+    """Ours takes at most as long as `limit` baseline sets."""
+    return replace(times(limit, BASELINE_SET), text=f"{limit:g} baseline sets")
+
+
+def more_sets(limit: float, over: str) -> Budget:
+    """Ours takes at most `limit` baseline sets longer than `over`."""
+
+    def figure(figures: Mapping[str, Figures]) -> float:
+        return (figures["ours"].best - figures[over].best) / figures[BASELINE_SET].best
+
+    return Budget(limit, f"{limit:g} baseline sets more", figure, counted=True)
 
 
 def more(limit: float, base: str, said: str) -> Budget:

@@ -14,6 +14,7 @@ __all__ = ["LIVE", "OURS"]
 _DOES: dict[str, Statement] = {
     "get": "store.get('key')",
     "set": "store.set('key', i)",
+    "set with a ttl": "store.set('key', i, ttl=60)",
     "delete": "store.set('gone', i)\nstore.delete('gone')",
     "conditional set": ("r = store.get_entry('key').revision", "r = store.set('key', i, if_revision=r)"),
     "update": "store.update('key', add_one)",

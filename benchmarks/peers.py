@@ -178,6 +178,7 @@ PEERS = (
         {
             "get": "(await store.get('key'))['value']",
             "set": "await store.put('key', {'value': i})",
+            "set with a ttl": "await store.put('key', {'value': i}, ttl=60)",
             "delete": "await store.put('gone', {'value': i})\nawait store.delete('gone')",
             "commit of 10": "await store.put_many(ten, [{'value': i}] * 10)",
             "get of a small dict": "await store.get('small')",
@@ -219,6 +220,7 @@ PEERS = (
         {
             "get": "cache.get('key')",
             "set": "cache.set('key', i)",
+            "set with a ttl": "cache.set('key', i, expire=60)",
             "delete": "cache.set('gone', i)\ncache.delete('gone')",
             "conditional set": (
                 "cache.set('key', -1)",
@@ -238,6 +240,7 @@ PEERS = (
         {
             "get": "redis.get('key')",
             "set": "redis.set('key', i)",
+            "set with a ttl": "redis.set('key', i, ex=60)",
             "delete": "redis.set('gone', i)\nredis.delete('gone')",
             "conditional set": "with redis.pipeline() as pipe:\n"
             "    pipe.watch('key')\n    pipe.multi()\n    pipe.set('key', i)\n    pipe.execute()",

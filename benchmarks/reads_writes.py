@@ -16,8 +16,15 @@ def _row(name: str, about: str, budget: Budget | None = None) -> Row:
 
 
 ROWS = (
-    _row("get", "get of a scalar", times(2.5, DICT.title)),
+    _row("get", "get of a scalar", times(2.2, DICT.title)),
     _row("set", "set of a scalar, nobody watching", times(3.5, DICT.title)),
+    Row(
+        "set with a ttl",
+        "set of a scalar that is to expire in a minute; the next one puts that off",
+        {**contenders("set with a ttl", OURS, *PEERS), "without": OURS.contender("set", "floor")},
+        base="without",
+        budget=times(3, "without"),
+    ),
     _row("delete", "set of a new key, and its delete"),
     _row("conditional set", "set on condition of the revision that the last one returned"),
     _row("update", "add one to a number"),

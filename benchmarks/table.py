@@ -66,7 +66,7 @@ def _contender(result: Result, name: str) -> dict[str, Any]:
     data["to_ours"] = figures.best / result.figures["ours"].best
     data["budget"], data["verdict"] = _judged(result, name)
     if name == "ours" and row.budget is not None:
-        data["figure"] = row.budget.figure(result.figures)
+        data |= {"figure": row.budget.figure(result.figures), "counted": row.budget.counted}
     return data
 
 
@@ -121,7 +121,7 @@ def _line(each: dict[str, Any], row: dict[str, Any], notes: list[str]) -> str:
     budget = f"{each['budget']}: {each['verdict']}" if each["budget"] else ""
     figure = each.get("figure")
     if figure is not None and figure not in (each["best"], each.get("to_base")):
-        budget += f", {show(figure)}"
+        budget += f", {figure:.2f}" if each["counted"] else f", {show(figure)}"
     return _COLUMNS.format(f"  {title}", to_base, to_ours, *times, budget)
 
 
