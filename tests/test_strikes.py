@@ -230,6 +230,69 @@ def replayed(changes: list[Change]) -> dict[str, Any]:
     return dict(sorted(state.items()))
 
 
+# -- writes that nobody watches: one section, without the way of the others --------------------------------------------
+
+
+def unwatched() -> MemoryStore:
+    store = MemoryStore(history=4)
+    for key in "abc":
+        store.set(key, 0)
+    return store
+
+
+OPENINGS: dict[str, Callable[[MemoryStore], Watch]] = {
+    "its key": lambda store: store.watch("a"),
+    "a prefix": lambda store: store.watch(prefix="a"),
+    "everything": lambda store: store.watch(prefix=""),
+}
+
+
+@pytest.mark.parametrize("opening", OPENINGS)
+def test_a_write_that_nobody_watched_reaches_what_was_opened_in_its_midst(opening: str) -> None:
+    write = OPERATIONS["set"]
+    opened: list[tuple[Watch, int]] = []
+
+    def open_one() -> None:
+        watch = OPENINGS[opening](store)
+        opened.append((watch, watch.revision))
+
+    for place in places_in(partial(write, unwatched())):
+        store = unwatched()
+        strike(partial(write, store), place, open_one)
+        watch, since = opened.pop()
+        store.set("a", 2)
+
+        heard = [(change.revision, change.value) for change in iter(watch.get_nowait, None)]
+        assert heard == [(4, 1), (5, 2)][since - 3 :], place
+
+
+@pytest.mark.parametrize("inner", [name for name in OPERATIONS if name != "expire"])
+def test_whoever_uses_the_store_inside_a_write_that_nobody_watches_disturbs_nothing(inner: str) -> None:
+    for place in places_in(partial(OPERATIONS["set"], unwatched())):
+        store = unwatched()
+        strike(partial(OPERATIONS["set"], store), place, partial(OPERATIONS[inner], store))
+        store.set("c", 5)
+
+        changes = list(iter(store.watch(prefix="", since=max(store._revision - 4, 0)).get_nowait, None))
+        assert [change.revision for change in changes] == list(range(store._revision + 1))[-len(changes) :], place
+        for key in "abc":
+            latest = [change.value for change in changes if change.key == key][-1:]
+            assert latest in ([], [store.get(key)]), place
+        assert store._pending is None
+
+
+def test_an_interrupt_leaves_a_write_that_nobody_watches_done_or_not_done() -> None:
+    for place in places_in(partial(OPERATIONS["set"], unwatched())):
+        store = unwatched()
+        with suppress(KeyboardInterrupt):
+            strike(partial(OPERATIONS["set"], store), place, interrupt)
+        done = store.get("a")
+
+        assert store.set("b", 2) == 4 + done, place
+        changes = list(iter(store.watch(prefix="", since=3).get_nowait, None))
+        assert [(change.key, change.value) for change in changes] == [("a", 1)] * done + [("b", 2)], place
+
+
 def test_a_write_finds_every_prefix_though_watches_join_and_leave_in_its_midst() -> None:
     prefixes = ["job/1", "job/12", "job/12/a", "job/13"]
 

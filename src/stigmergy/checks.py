@@ -23,6 +23,7 @@ __all__ = [
     "check_seconds",
     "check_since",
     "check_timeout",
+    "check_ttl",
     "check_writes",
 ]
 
@@ -34,9 +35,9 @@ _OVERFLOWS: Mapping[str, Overflow] = {"drop": "drop", "raise": "raise"}
 
 def check_writes(writes: Iterable[Write]) -> tuple[Write, ...]:
     """Return `writes` with plain keys. Raises as each write does, and `ValueError` for none, or a key written twice."""
+    if type(writes) is tuple and len(writes) == 1:
+        return (_check_write(writes[0]),)  # as most have (benchmark: set through middleware)
     checked = tuple(map(_check_write, writes))
-    if len(checked) == 1:
-        return checked
     if not checked:
         raise ValueError("a commit has at least one write")
     written: set[str] = set()
@@ -122,7 +123,7 @@ def _check_write(write: Write) -> Write:
             if kept and (expected is None or (type(expected) is int and expected >= 0)):
                 return write  # as most are: nothing is made anew (benchmark: commit of 10)
         stamps = _check_writer(writer), _check_meta(meta)
-        return Set(plain, value, _check_condition(expected), _check_ttl(ttl), *stamps)
+        return Set(plain, value, _check_condition(expected), check_ttl(ttl), *stamps)
     if isinstance(write, Delete):
         key, expected, writer, meta = write
         return Delete(check_key(key), _check_condition(expected), _check_writer(writer), _check_meta(meta))
@@ -148,7 +149,8 @@ def _check_revision(revision: int) -> int:
     return plain
 
 
-def _check_ttl(ttl: Ttl) -> Ttl:
+def check_ttl(ttl: Ttl) -> Ttl:
+    """Return `ttl` in plain form. Raises `TypeError`, `ValueError`."""
     if ttl is None:
         return None
     if _as_str(ttl) == "keep":

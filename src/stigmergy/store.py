@@ -19,6 +19,9 @@ __all__ = ["Store"]
 
 T = TypeVar("T")
 
+_made = tuple.__new__
+"""Makes a named tuple in half the time of its own constructor (benchmark: set through middleware)."""
+
 
 class Store(ABC):
     """Watchable shared state, for any number of threads; `aio` is the same store for tasks of any event loop.
@@ -103,7 +106,7 @@ class Store(ABC):
 
         Raises `InvalidKey`, `InvalidValue`, `StoreFull`, `ValueError`.
         """
-        (revision,) = self.commit(Set(key, value, if_revision, ttl))
+        (revision,) = self.commit(_made(Set, (key, value, if_revision, ttl, None, None)))
         assert revision is not None
         return revision
 

@@ -1,10 +1,15 @@
 """Subscription: the buffer of one watch, which a hub fills and a `Watch` empties, with the hub's lock held.
 
-A signal handler or a finaliser may strike between any two bytecodes, while this thread holds the hub's lock, and use
-the same store. Hence one rule, marked *uninterrupted* below: where several stores to memory belong together, no call
-stands among them, for CPython lets handlers and finalisers in only at calls, allocations and the end of a loop's round
-(so the condition of a `while` belongs to what is before it). One call into C may stand last. The hub and the memory
-provider live by the same rule.
+Atomic sections. A signal handler or a finaliser can run between two bytecodes of a thread that holds the lock, and use
+the same store. The lock is re-entrant, or that would deadlock; so it does not keep the two apart. What does is one rule
+for this module, the hub and the memory store: stores to memory that belong together stand in a section without a call,
+marked `atomic: no bytecode boundary`. CPython runs handlers and finalisers at calls, at allocations and at the end of a
+loop's round only, so a `while` condition belongs to what is before it. A section begins by looking whether all that was
+found out before is still true; one call into C may stand last.
+
+The race that it prevents, in `EveryChange.put` for example: were there a call between `self.seen = revision` and
+`buffer.append(change)`, a handler could write there. Its newer change would be buffered first, this one after it, and
+the reader would receive them in the wrong order.
 """
 
 from __future__ import annotations
@@ -42,7 +47,7 @@ class Fills:
     """Whether a buffer has become full, anywhere: an async write that sees that lets readers run.
 
     One object for all, so that it holds for every store that has a hub. Not an attribute of a class: to set one costs
-    CPython what it has learned of the class, and 3.13 soon stops learning (benchmark: fan-out to 100 watches).
+    CPython what it has learned of the class, and 3.13 soon stops learning (benchmark: fan-out after 10,000 fills).
     """
 
     __slots__ = ("last",)
@@ -109,6 +114,10 @@ class Subscription(ABC):
     @abstractmethod
     def first(self) -> Change | None:
         """The change that `take` would remove."""
+
+    @abstractmethod
+    def looks_idle(self) -> bool:
+        """`is_idle`, asked without the lock: a hint, which saves who is going to wait anyway a look with the lock."""
 
     def is_idle(self) -> bool:
         """Whether there is nothing to take, and may be later."""
@@ -198,21 +207,21 @@ class EveryChange(Subscription):
         full = room <= 0
         if full:
             self._make_way()
-        if revision > self.seen:  # uninterrupted
+        if revision > self.seen:  # atomic: no bytecode boundary
             self.seen = revision
             if full and buffer:
                 del buffer[0]
                 self.missed += 1
                 self.dropped += 1
             buffer.append(change)
-        if self.waiters:
+        if self.waiters:  # looked at behind the append: see parking in `watch.py`
             self.hub.to_wake.append(self)
         if room <= 1:
             fills.last = object()
 
     def take(self) -> Change | None:
         loaded, buffer = self.loaded, self.buffer
-        if loaded:  # uninterrupted
+        if loaded:  # atomic: no bytecode boundary
             change = loaded[0]
             del loaded[0]
             self.taken = change.revision
@@ -221,7 +230,7 @@ class EveryChange(Subscription):
             missed = self.missed
             lagged = Lagged(missed) if missed and self.raises else None
             taken = oldest._replace(missed=missed) if missed else oldest
-            if buffer and buffer[0] is oldest and self.missed == missed:  # uninterrupted
+            if buffer and buffer[0] is oldest and self.missed == missed:  # atomic: no bytecode boundary
                 self.missed = 0
                 if lagged is not None:
                     self.taken = oldest.revision - 1
@@ -230,6 +239,9 @@ class EveryChange(Subscription):
                 self.taken = oldest.revision
                 return taken
         return None
+
+    def looks_idle(self) -> bool:
+        return not (self.buffer or self.loaded or self.ended)
 
     def first(self) -> Change | None:
         return self.loaded[0] if self.loaded else self.buffer[0] if self.buffer else None
@@ -280,7 +292,7 @@ class LatestState(Subscription):
         replaced = pending.get(key)
         if replaced is not None:
             self.hub.to_release.append(replaced)
-        if change.revision > self.seen:  # uninterrupted
+        if change.revision > self.seen:  # atomic: no bytecode boundary
             self.seen = change.revision
             if key in pending:
                 del pending[key]
@@ -296,7 +308,7 @@ class LatestState(Subscription):
             known = delivered.get(key, _UNKNOWN)
             knows = (change.value, change.revision)
             taken = change._replace(old_value=known[0], old_revision=known[1])
-            if key in pending and pending[key] is change:  # uninterrupted
+            if key in pending and pending[key] is change:  # atomic: no bytecode boundary
                 del pending[key]
                 self.taken = change.revision
                 if change.op is _SET:
@@ -305,6 +317,9 @@ class LatestState(Subscription):
                     del delivered[key]
                 return taken
         return None
+
+    def looks_idle(self) -> bool:
+        return not (self.loaded or self.ended)
 
     def first(self) -> Change | None:
         while self.loaded:

@@ -36,7 +36,7 @@ class Deadlines:
 
     def drop(self, first: tuple[float, str]) -> None:
         """Take out what `first` returned, if nobody did so meanwhile."""
-        if self.heap and self.heap[0] is first:  # uninterrupted
+        if self.heap and self.heap[0] is first:  # atomic: no bytecode boundary
             heappop(self.heap)
 
     def _tidy(self) -> None:
@@ -46,6 +46,6 @@ class Deadlines:
         kept = [(stored[-1], key) for key, stored in entries.items() if stored[-1] < inf]
         heapify(kept)
         worth = 2 * len(kept) + len(entries) // 8 + 64
-        if self._pushed == pushed:  # uninterrupted
+        if self._pushed == pushed:  # atomic: no bytecode boundary
             self.heap = kept
             self._worth_tidying = worth

@@ -52,14 +52,14 @@ class KeyOrder:
             else:
                 for key in touched:
                     ordered.add(key) if key in self._entries else ordered.discard(key)
-            if self._sorted is None and not self._touched:  # uninterrupted
+            if self._sorted is None and not self._touched:  # atomic: no bytecode boundary
                 self._sorted = ordered
                 return ordered
 
     def _taken_out(self) -> tuple[SortedKeys | None, list[str] | None]:
         """What there is, removed: if its use is interrupted, the next one starts anew."""
         fresh: list[str] = []
-        # uninterrupted: allocating may be interrupted, so the new list was made before
+        # atomic: no bytecode boundary. Allocating may be interrupted, so the new list was made before
         ordered, touched = self._sorted, self._touched
         self._sorted, self._touched = None, fresh
         return ordered, touched

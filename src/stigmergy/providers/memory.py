@@ -1,9 +1,15 @@
 """The in-process store: a dict, one lock, a hub.
 
-A commit becomes a fact in one place, the *commit point* (`_commit_point`), which nothing can interrupt. What
-follows from it, the dict, the ring and the watches, is *settled* from there by whoever comes next, be it the committer,
-or somebody who struck the same thread in between, or another thread after the committer was interrupted. Everybody who
-takes the lock settles first; readers, who take no lock, see that a commit is unsettled and then do the same.
+Commit point. A commit becomes a fact in one atomic section (see `subscription.py`): `_pending` gets its records, and
+`_revision` its last revision, if the revision is still the one that the commit was decided on. Before that section
+nothing has happened; after it nothing can be taken back.
+
+Rolling forward. `_settle` does what follows from a fact: the dict, the deadlines, the ring and the watches; it ends by
+clearing `_pending`. The committer may be interrupted in the midst of it, for good (a `KeyboardInterrupt`) or by a
+handler or finaliser that uses the store. So every user of the lock settles first, and settling again does no harm: each
+step knows by its revision whether it was done. Readers that take no lock look at `_pending`, and take the lock if it is
+set. Without this, an interrupted `set` would have used a revision up while the dict still holds the value before: the
+next write would report a wrong `old_value`, and watches would never receive the change between.
 """
 
 from __future__ import annotations
@@ -18,9 +24,9 @@ from threading import RLock
 from typing import Any, Final, Literal, TypeAlias
 
 from stigmergy._core.fork import after_fork_in_child
-from stigmergy.checks import check_number, check_writes
+from stigmergy.checks import check_number, check_ttl, check_writes
 from stigmergy.errors import InvalidValue, RevisionConflict, StoreClosed, StoreFull
-from stigmergy.flow import OpenWatch, Scan
+from stigmergy.flow import Commit, GetEntry, OpenWatch, Operation, Scan
 from stigmergy.hub import Hub
 from stigmergy.keys import check_key
 from stigmergy.model import Change, Check, Delete, Entry, Meta, Op, Set, Snapshot, Ttl, Write
@@ -47,7 +53,7 @@ _EXPIRES: Final = 4
 _DEADLINE: Final = 7
 _SET, _DELETE = Op.SET, Op.DELETE
 _CLOSED: tuple[_Record, ...] = ()
-"""The commit that never settles: whoever would take the quick way past the lock is stopped by it, and looks closer."""
+"""The commit that is never settled: each reader and writer finds it pending, takes the lock, and is told."""
 
 
 class MemoryStore(Store):
@@ -86,7 +92,7 @@ class MemoryStore(Store):
         self._revision = 0
         """The revision of the last commit."""
         self._pending: tuple[_Record, ...] | None = None
-        """The last commit, unless it is settled."""
+        """The records of the last commit, until all that follows from it is done."""
         self._deadlines = Deadlines(self._entries)
         self._order = KeyOrder(self._entries)
         self._hub = Hub(
@@ -109,7 +115,9 @@ class MemoryStore(Store):
         return super().get(key, default)
 
     def get_entry(self, key: str) -> Entry | None:
-        key = check_key(key)
+        return self._get_entry(check_key(key))
+
+    def _get_entry(self, key: str) -> Entry | None:
         stored = self._entries.get(key) if self._pending is None else self._read(key)
         if stored is None:
             if self._pending is not None:  # since that look: `close` may have taken the entry away
@@ -119,13 +127,19 @@ class MemoryStore(Store):
         return None if stored is None else self._entry(key, stored)
 
     def set(self, key: str, value: Any, *, if_revision: int | None = None, ttl: Ttl = None) -> int:
-        if ttl is not None or self._max_entries < inf or not (if_revision is None or type(if_revision) is int):
+        if self._max_entries < inf or not (if_revision is None or type(if_revision) is int):
             return super().set(key, value, if_revision=if_revision, ttl=ttl)
         if type(key) is not str or key not in self._entries:
             key = check_key(key)
+        if ttl is not None:
+            ttl = check_ttl(ttl)
         if type(value) not in self._scalars and not self._shares:
             value = self._copied(key, value)
-        return self._commit_one(_SET, key, value, if_revision, None, None)
+        if if_revision is None and ttl is None and key not in self._hub.keys:
+            revision = self._replace(key, value)
+            if revision:
+                return revision
+        return self._commit_one(_SET, key, value, if_revision, None, None, ttl)
 
     def delete(self, key: str, *, if_revision: int | None = None) -> bool:
         if not (if_revision is None or type(if_revision) is int):
@@ -135,12 +149,18 @@ class MemoryStore(Store):
         return self._commit_one(_DELETE, key, None, if_revision, None, None) > 0
 
     def commit(self, *writes: Set | Delete | Check) -> tuple[int | None, ...]:
-        checked = check_writes(writes)
+        return self._commit(check_writes(writes))
+
+    def _commit(self, checked: tuple[Write, ...]) -> tuple[int | None, ...]:
         if len(checked) == 1 and self._max_entries == inf:
             (write,) = checked
-            if type(write) is Set and (write.ttl is None or write.ttl == "keep"):
+            if type(write) is Set:
                 key, value, expected, ttl, writer, meta = self._isolated(write)
-                return (self._commit_one(_SET, key, value, expected, writer, meta, keeps=ttl is not None),)
+                if expected is None and ttl is None and writer is None and meta is None and key not in self._hub.keys:
+                    revision = self._replace(key, value)
+                    if revision:
+                        return (revision,)
+                return (self._commit_one(_SET, key, value, expected, writer, meta, ttl),)
             if type(write) is Delete:
                 return (self._commit_one(_DELETE, write.key, None, *write[1:]) or None,)
         isolated = tuple([self._isolated(write) if type(write) is Set else write for write in checked])
@@ -158,6 +178,17 @@ class MemoryStore(Store):
         self._hub.locked(self._close_while_locked)
         self._sweeper.stop()
 
+    def _perform(self, operation: Operation[Any]) -> Any:
+        # An operation that exists is a valid one, and need not be checked again (benchmark: set through middleware).
+        # But a subclass may have a `commit` of its own, and somebody else may hold the `meta`, and change it.
+        if type(operation) is Commit and type(self) is MemoryStore:
+            write = operation.writes[0]
+            if type(write) is Set and write.meta is None and len(operation.writes) == 1:
+                return self._commit(operation.writes)
+        elif type(operation) is GetEntry and type(self) is MemoryStore:
+            return self._get_entry(operation.key)
+        return operation.apply(self)
+
     # -- the commit ----------------------------------------------------------------------------------------------------
 
     def _enter_while_locked(self) -> float:
@@ -173,6 +204,36 @@ class MemoryStore(Store):
             self._sweeper.wake()
         return now
 
+    def _replace(self, key: str, value: Any) -> int:
+        """Replace what is at `key`, where that takes no more than a few stores to memory: nobody watches it, and no
+        deadline is known. Return the revision, or 0 for what is to go the long way.
+
+        The way of most writes (benchmark: set): commit point and all that follows from it are one section.
+        """
+        hub = self._hub
+        with self._lock:
+            chains, seen, before = hub.chains, self._revision, self._entries.get(key)
+            if before is None or self._deadlines.heap or hub.left or (hub.prefixes and hub.is_watched_by_prefix(key)):
+                return 0
+            revision = seen + 1
+            stored = (value, revision, None, time.time(), None, None, revision, inf)
+            record = (key, stored, before, _SET, False)
+            pending = (record,)
+            if (  # atomic: no bytecode boundary, to the end
+                self._revision != seen or self._pending is not None or hub.chains is not chains or key in hub.keys
+            ):
+                return 0
+            self._pending = pending
+            self._revision = revision
+            self._entries[key] = stored
+            if hub.history:
+                slot = revision % hub.history
+                before = hub.ring[slot]  # kept alive until the lock is released, as is what `record` has
+                hub.ring[slot] = record
+            hub.revision = revision
+            self._pending = None
+        return revision
+
     def _commit_one(
         self,
         op: Op,
@@ -181,12 +242,11 @@ class MemoryStore(Store):
         expected: int | None,
         writer: str | None,
         meta: Meta | None,
-        keeps: bool = False,
+        ttl: Ttl = None,
     ) -> int:
-        """Commit a single write without a ttl, or one that `keeps` the deadline that there is; return its revision, or
-        0 if it was a `DELETE` of an absent key.
+        """Commit a single write; return its revision, or 0 if it was a `DELETE` of an absent key.
 
-        What `_commit_while_locked` does by way of `Hub.locked`, in place: the way of most writes (benchmark: set).
+        What `_commit_while_locked` does by way of `Hub.locked`, in place.
         """
         if expected is not None and expected < 0:
             raise ValueError(f"if_revision must not be negative, not {expected}")
@@ -203,22 +263,12 @@ class MemoryStore(Store):
                     if op is _DELETE and before is None:
                         revision = 0
                         break
-                    expires, deadline = None, inf
-                    if keeps and before is not None:
-                        expires, deadline = before[_EXPIRES], before[_DEADLINE]
-                    stored = (value, revision, writer, time.time(), expires, meta, revision, deadline)
-                    pending = ((key, stored, before, op, False),)
-                    if self._revision == seen and self._pending is None:  # uninterrupted
-                        self._pending = pending
-                        self._revision = revision
-                        # What `done` has is kept alive until the lock is released.
-                        if op is _DELETE or before is None or deadline < inf:
-                            done = self._settle()
-                            break
-                        self._entries[key] = stored
-                        done = self._hub.publish(revision, key, pending[0])  # noqa: F841
-                        if self._pending is pending:  # uninterrupted
-                            self._pending = None
+                    wrote, expires, deadline = time.time(), None, inf
+                    if ttl is not None:
+                        expires, deadline = _deadline(ttl, before, wrote, self._clock())
+                    stored = (value, revision, writer, wrote, expires, meta, revision, deadline)
+                    if self._commit_point(seen, ((key, stored, before, op, False),)):
+                        done = self._settle()  # noqa: F841, kept alive until the lock is released
                         break
             if self._hub.to_wake or self._hub.to_release:
                 self._hub.run_deferred()
@@ -275,18 +325,18 @@ class MemoryStore(Store):
         return tuple(pending), tuple(revisions)
 
     def _commit_point(self, seen: int, pending: tuple[_Record, ...]) -> bool:
-        """Make `pending` a fact, unless somebody struck and wrote since revision `seen` was read."""
+        """Make `pending` a fact. `False`, and nothing has happened, if there was a commit since revision `seen`."""
         last = seen + len(pending)
-        if self._revision == seen and self._pending is None:  # uninterrupted
+        if self._revision == seen and self._pending is None:  # atomic: no bytecode boundary
             self._pending = pending
             self._revision = last
             return True
         return False
 
     def _settle(self) -> object:
-        """Let the dict, the ring and the watches follow the last commit. Doing so again changes nothing.
+        """Roll the last commit forward: the dict, the ring and the watches follow it. Doing so again changes nothing.
 
-        Returns what it let go of; keep it alive until the lock is released.
+        Returns what it released; keep that alive until the lock is released, for it may have finalisers.
         """
         pending = self._pending
         if pending is None:
@@ -304,21 +354,21 @@ class MemoryStore(Store):
             if op is _DELETE or before is None:
                 self._order.touch(key)
             if self._pending is not pending:
-                return done  # somebody struck, settled all of this, and may have written since
-            # uninterrupted, since that look
+                return done  # a re-entrant call has settled all of this, and may have written since
+            # atomic: no bytecode boundary, since that look
             if op is _SET:
                 self._entries[key] = stored
             elif key in self._entries:
                 del self._entries[key]
             done = done, self._hub.publish(stored[_REVISION], key, record)
-        if self._pending is pending:  # uninterrupted
+        if self._pending is pending:  # atomic: no bytecode boundary
             self._pending = None
         return done
 
     def _close_while_locked(self) -> None:
         while self._pending is not _CLOSED:
             self._hub.to_release.append(self._settle())
-            if self._pending is None:  # uninterrupted
+            if self._pending is None:  # atomic: no bytecode boundary
                 self._pending = _CLOSED
         self._hub.to_release.append((self._settle(), self._entries.copy()))
         self._entries.clear()
