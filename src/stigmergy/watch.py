@@ -60,10 +60,10 @@ class Watch:
         deadline = inf if timeout is None else monotonic() + check_timeout(timeout)
         source = self._subscription
         try:
-            while (change := self.get_nowait()) is None:
+            while source.looks_idle() or (change := self.get_nowait()) is None:
                 _park_thread(source, deadline)
         except BaseException:
-            source.wake()  # a hint that this reader may have got, and does not use, is for another one
+            source.wake()  # passes on a hint that this reader may have had
             raise
         return change
 
@@ -71,10 +71,10 @@ class Watch:
         """Same as `get`, waiting in this task; `asyncio.timeout` limits the wait."""
         source = self._subscription
         try:
-            while (change := self.get_nowait()) is None:
+            while source.looks_idle() or (change := self.get_nowait()) is None:
                 await _park_task(source)
         except BaseException:
-            source.wake()
+            source.wake()  # passes on a hint that this reader may have had
             raise
         return change
 
@@ -232,8 +232,7 @@ class _TaskWaiter:
     __slots__ = ("_current_task", "_hint", "_loop", "woken")
 
     def __init__(self) -> None:
-        import asyncio
-
+        asyncio = sys.modules["asyncio"]  # imported, since there is a task
         self._hint = allocate_lock()
         self._loop: AbstractEventLoop = asyncio.get_running_loop()
         self._current_task = asyncio.current_task
@@ -252,6 +251,14 @@ class _TaskWaiter:
         return self._loop.is_running() and not self.woken.done() and self._hint.acquire(blocking=False)
 
 
+# Parking. Register, look, park, in this order. Who writes does the reverse: buffers the change, then looks for waiters.
+# So a change that comes after a reader's look finds its waiter. Were the look before the registration, a change could
+# come between the two: it would find no waiter, and the reader would sleep beside it.
+# A wake-up is a hint to look again, given to one waiter for each change. A waiter that leaves without looking, because
+# it was cancelled or timed out, passes it on (`wake` in `get` and `aget`). Else a change could lie beside another
+# reader that is parked.
+
+
 def _park_thread(source: Subscription, deadline: float) -> None:
     if _running_loop() is not None:
         raise RuntimeError("use `async for`, or the store's `aio`, here: waiting would block the running event loop")
@@ -259,8 +266,7 @@ def _park_thread(source: Subscription, deadline: float) -> None:
     if left <= 0:
         raise TimeoutError("no change came in time")
     waiter = _ThreadWaiter()
-    # Register, check, park, in this order: a change put in after the check finds the waiter.
-    try:
+    try:  # register, look, park
         source.waiters.append(waiter)
         if source.hub.locked(source.is_idle):
             waiter.park(left)
@@ -270,7 +276,7 @@ def _park_thread(source: Subscription, deadline: float) -> None:
 
 async def _park_task(source: Subscription) -> None:
     waiter = _TaskWaiter()
-    try:  # register, check, park: as above
+    try:  # register, look, park
         source.waiters.append(waiter)
         if source.hub.locked(source.is_idle):
             await waiter.woken
