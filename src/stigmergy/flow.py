@@ -357,15 +357,17 @@ def update(key: str, function: Callable[[Any], Any], default: Any = None) -> Flo
 def wait_for(key: str, predicate: Callable[[Any], Any], timeout: float | None = None) -> Flow[Entry]:
     """`Store.wait_for`: look, and look again whenever the key has changed."""
     deadline = time.monotonic() + check_timeout(timeout)
-    watch = yield from OpenWatch((key,), latest=True)
+    watch, seen = None, 0
     try:
-        seen = 0
         while True:
             entry = yield from GetEntry(key)
             if entry is not None and entry.revision != seen:
                 seen = entry.revision
                 if (yield from Call(predicate, entry.value)):
                     return entry
+            if watch is None:  # opened for those who have to wait only, and looked again behind it
+                watch = yield from OpenWatch((key,), latest=True)
+                continue
             left = deadline - time.monotonic()
             try:
                 yield from Next(watch, None if left == inf else max(left, 0.0))
@@ -375,7 +377,8 @@ def wait_for(key: str, predicate: Callable[[Any], Any], timeout: float | None = 
                 yield from GetEntry(key)  # a closed store says so
                 raise
     finally:
-        watch.close()
+        if watch is not None:
+            watch.close()
 
 
 def _sender(flow: Flow[T]) -> Callable[[Any], Step[Any]]:
