@@ -165,13 +165,6 @@ MUTANTS = [
         (SUITE + "test_a_watch_is_subscribed_before_the_next_write",),
     ),
     Mutant(
-        "helper threads take the signals of the process",
-        "_core/helpers.py",
-        "        signal.pthread_sigmask(signal.SIG_BLOCK, _all_but_faults())\n",
-        "",
-        ("tests/test_interrupts.py -k sigwait",),
-    ),
-    Mutant(
         "an opening is opened by its first step",
         "watch.py",
         "    def __aiter__(self) -> object:\n",
@@ -184,6 +177,13 @@ MUTANTS = [
         "            del done  # the error",
         "            pass  # the error",
         ("tests/test_opening.py -k though_the_task_is_kept[sqlite-awaited]",),
+    ),
+    Mutant(
+        "a write goes past a watch that was opened in its midst",
+        "providers/memory.py",
+        " or hub.chains is not chains or key in hub.keys",
+        "",
+        ("tests/test_strikes.py -k reaches_what_was_opened",),
     ),
     Mutant(
         "a write goes past the watch of a shorter prefix",
@@ -207,11 +207,18 @@ MUTANTS = [
         ("tests/test_strikes.py -k finds_every_prefix",),
     ),
     Mutant(
-        "a write goes past a watch that was opened in its midst",
-        "providers/memory.py",
-        " or hub.chains is not chains or key in hub.keys",
+        "helper threads take the signals of the process",
+        "_core/helpers.py",
+        "        signal.pthread_sigmask(signal.SIG_BLOCK, _all_but_faults())\n",
         "",
-        ("tests/test_strikes.py -k reaches_what_was_opened",),
+        ("tests/test_interrupts.py -k sigwait",),
+    ),
+    Mutant(
+        "a store that was dropped does not warn",
+        "providers/_log.py",
+        "        if not self.is_closed:\n            warnings.warn(",
+        "        if False:\n            warnings.warn(",
+        ("tests/test_sqlite.py -k freed_at_once",),
     ),
     Mutant(
         "a watch resumes one change too late",

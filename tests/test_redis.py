@@ -135,8 +135,9 @@ async def test_a_store_that_is_dropped_ends_its_thread_and_closes_its_connection
         assert store._reader._thread in sys._current_frames()
         return ref(store), store._reader._thread
 
-    dropped, reader = await use_and_drop()
-    gc.collect()
+    with pytest.warns(ResourceWarning, match="unclosed <RedisStore"):  # noqa: PT031
+        dropped, reader = await use_and_drop()
+        gc.collect()
     if colour.name == "async":
         await asyncio.sleep(0)  # a loop closes its connections itself
 
@@ -161,8 +162,9 @@ def test_a_watch_keeps_its_store_alive_and_nothing_else_does(valkey: Server, nam
     assert watch.get(timeout=PATIENCE).value == 1
     assert dropped() is not None
 
-    watch = None
-    gc.collect()
+    with pytest.warns(ResourceWarning, match="unclosed"):  # noqa: PT031
+        watch = None
+        gc.collect()
 
     assert dropped() is None
     eventually(lambda: connections(valkey.url, namespace) == [])

@@ -25,6 +25,7 @@ from shutil import which
 from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any
+from weakref import ref
 
 import pytest
 
@@ -1470,8 +1471,9 @@ def test_a_store_that_is_closed_or_dropped_lets_go_of_its_thread_and_its_file(pa
     if closed:
         store.close()
     else:
-        del store, watch
-        gc.collect()
+        with pytest.warns(ResourceWarning, match=r"unclosed <SQLiteStore '.*state\.db'"):  # noqa: PT031
+            del store, watch
+            gc.collect()
 
     eventually(lambda: not held(path)[0] - before and not held(path)[1])
 
@@ -1499,6 +1501,30 @@ def test_a_watch_keeps_its_store_alive(path: Path, start: Start) -> None:
         store.set("a", 1)
 
     assert watch.get(timeout=PATIENCE).value == state.get(timeout=PATIENCE).value == 1
+    with pytest.warns(ResourceWarning, match="unclosed"):
+        del watch, state
+
+
+def test_a_store_that_was_dropped_is_freed_at_once_and_one_that_was_closed_does_not_warn(path: Path) -> None:
+    gc.disable()
+    try:
+        for close in (True, False):
+            store = SQLiteStore(path)
+            with store.watch("a") as watch:
+                store.set("a", 1)
+                store.update("a", lambda value: value + 1)
+                assert watch.get(timeout=PATIENCE).value == 1
+            del watch
+            freed = ref(store)
+            if close:
+                store.close()
+                del store
+            else:
+                with pytest.warns(ResourceWarning, match="unclosed"):
+                    del store
+            assert freed() is None
+    finally:
+        gc.enable()
 
 
 # -- what is remembered ------------------------------------------------------------------------------------------------

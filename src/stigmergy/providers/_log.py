@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar, cast
@@ -176,7 +177,13 @@ class Log:
 
 
 class LogStore(Store):
-    """A store over an engine; several of them, in any number of processes, may share one place."""
+    """A store over an engine; several of them, in any number of processes, may share one place.
+
+    One that is dropped and was not closed lets go of its connections, and warns, as files do: `ResourceWarning`.
+    """
+
+    is_closed = True
+    """Until it was made, too."""
 
     def __init__(self, engine: Engine, codec: Codec | None = None) -> None:
         self.capabilities = engine.capabilities
@@ -184,8 +191,8 @@ class LogStore(Store):
         self._transport = engine.transport()
         self._reader = Reader(self._log)
         self._hub = self._reader.hub
-        self.is_closed = False
         self._finalizer = finalize(self, _let_go, self._reader, self._transport)
+        self.is_closed = False
         after_fork_in_child(self, LogStore._live_on_in_child)
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -228,6 +235,10 @@ class LogStore(Store):
         face: Any = self._faces.get("aio")
         if face is not None:
             face.close_soon()
+
+    def __del__(self) -> None:
+        if not self.is_closed:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self)  # noqa: B028, there is none of use
 
     def _run(self, flow: Flow[T]) -> T:
         if self.is_closed:
