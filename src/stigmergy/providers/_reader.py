@@ -1,4 +1,14 @@
-"""The reader of a store's log: one thread, which hands what others wrote to the store's watches."""
+"""The reader of a store's log: one thread, which publishes to the store's watches what was written by others.
+
+It owns one place: the epoch and the revision up to which it has published. It asks for the records behind it, and
+publishes them only if they follow on it without a gap: then nothing is missing, whatever became of notifications. Where
+they do not follow, the backend has lost its past, or has forgotten the records: `Hub.restart` ends the watches of every
+change with `Compacted`, and those of the latest state go on from a scan.
+
+It runs while there are watches, and only then. The race: it finds no watch and is about to end, while another thread
+opens one and finds it running. So it gives up `_transport`, which says that it runs, under the hub's lock, in the same
+step as it finds no watch; and a watch that is opened joins the hub first, and looks whether it runs afterwards.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +80,7 @@ class Reader:
         self._pauses: SimpleQueue[None] = SimpleQueue()
 
     def start(self, perform: Callable[[Flow[Place]], Place]) -> None:
-        """Have it run from a place no later than now. A watch must be joined already, for it rests without any."""
+        """Have it run, from a place no later than now. A watch must have joined before, or it may be about to end."""
         if self._transport is None:
             place = perform(self._log.head())
             self.hub.locked(self._start_while_locked, place)
@@ -141,7 +151,7 @@ class Reader:
             run(self._log.engine.wait(self._place, seconds), transport.request)
 
     def _rests_while_locked(self, transport: Transport) -> bool:
-        """Whether it is to end, because nobody watches."""
+        """Whether it ends, because there is no watch: decided and said in one step."""
         if self._transport is transport and not self.hub.is_watched:
             self._transport = None
         return self._transport is not transport
