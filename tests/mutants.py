@@ -127,8 +127,8 @@ MUTANTS = [
     Mutant(
         "the newest change gives way",
         "subscription.py",
-        "            if full and buffer:\n                del buffer[0]",
-        "            if full and buffer:\n                del buffer[-1]",
+        "                del buffer[0]\n                self.missed += 1",
+        "                del buffer[-1]\n                self.missed += 1",
         (SUITE + "test_missed_stands_where_the_gap_is",),
     ),
     Mutant(
@@ -174,8 +174,8 @@ MUTANTS = [
     Mutant(
         "a cancelled opening stays subscribed as long as its task is kept",
         "threads.py",
-        "            del done  # the error",
-        "            pass  # the error",
+        "            for watch in opened:\n                watch.close()\n",
+        "",
         ("tests/test_opening.py -k though_the_task_is_kept[sqlite-awaited]",),
     ),
     Mutant(

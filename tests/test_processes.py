@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
 import sys
 import threading
 import warnings
@@ -342,3 +343,43 @@ def test_a_forked_child_of_a_forked_child_has_a_store_too() -> None:
 
         assert in_child(child) == 0
         assert store.get("a") == 1
+
+
+DETACHES = """
+import os, sys, threading
+from stigmergy import MemoryStore
+from stigmergy._core.fork import after_fork_in_child
+
+class Owner:
+    pass
+
+def fail(owner):
+    raise ZeroDivisionError
+
+owner = Owner()
+after_fork_in_child(owner, fail)
+store = MemoryStore()
+held, go_on = threading.Event(), threading.Event()
+
+def hold():
+    with store._lock:
+        held.set()
+        go_on.wait()
+
+thread = threading.Thread(target=hold)
+thread.start()
+held.wait()
+child = os.fork()
+if child == 0:
+    os._exit(store.set("a", 1))
+go_on.set()
+thread.join()
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_one_that_cannot_be_detached_in_a_child_keeps_no_other_from_it() -> None:
+    done = subprocess.run([sys.executable, "-c", DETACHES], capture_output=True, text=True, timeout=60, check=False)
+
+    assert done.returncode == 1
+    assert done.stderr.count("ZeroDivisionError") == 1

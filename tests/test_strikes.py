@@ -230,6 +230,67 @@ def replayed(changes: list[Change]) -> dict[str, Any]:
     return dict(sorted(state.items()))
 
 
+# -- what another thread does meanwhile --------------------------------------------------------------------------------
+
+
+def test_a_reader_of_a_closed_watch_wakes_wherever_an_interrupt_strikes_the_one_who_wakes_it(clock: Any) -> None:
+    def closed_by_another_thread() -> tuple[MemoryStore, threading.Thread]:
+        store = filled(clock)
+        watch = store.watch("b")
+        reader = parked(watch)
+        with store._hub.lock:
+            store._hub._end([watch._subscription])  # and before it wakes anybody, the next one writes
+        return store, reader
+
+    write = OPERATIONS["set"]
+    for place in places_in(partial(write, closed_by_another_thread()[0])):
+        store, reader = closed_by_another_thread()
+        with suppress(KeyboardInterrupt):
+            strike(partial(write, store), place, interrupt)
+        store.set("c", 1)
+
+        reader.join(timeout=60)
+        assert not reader.is_alive(), place
+
+
+def test_a_full_watch_stays_in_order_though_another_thread_releases_what_it_drops() -> None:
+    class Writes:
+        def __init__(self, store: MemoryStore) -> None:
+            self.store = store
+
+        def __del__(self) -> None:
+            self.store.set("b", "from the finaliser")
+
+    def full() -> tuple[MemoryStore, Watch]:
+        store = MemoryStore(history=0, copy=None)
+        watch = store.watch(prefix="", capacity=2)
+        store.set("a", Writes(store))
+        store.delete("a")
+        store.set("c", 1)  # and so the oldest change has the only reference
+        return store, watch
+
+    def write(store: MemoryStore) -> None:
+        store.set("b", 2)
+
+    store, watch = full()
+    for place in places_in(partial(write, store)):
+        store, watch = full()
+        strike(partial(write, store), place, store._hub.to_release.clear)
+
+        revisions = [change.revision for change in iter(watch.get_nowait, None)]
+        assert revisions == sorted(revisions), place
+
+
+def test_the_timer_goes_on_wherever_an_interrupt_strikes_its_start() -> None:
+    for place in places_in(lambda: MemoryStore().set("a", 1, ttl=3600)):
+        with MemoryStore() as store, store.watch("b") as watch:
+            with suppress(KeyboardInterrupt):
+                strike(lambda: store.set("a", 1, ttl=3600), place, interrupt)
+            store.set("b", 1, ttl=0.005)
+
+            assert [watch.get(timeout=60).expired for _ in range(2)] == [False, True], place
+
+
 # -- writes that nobody watches: one section, without the way of the others --------------------------------------------
 
 

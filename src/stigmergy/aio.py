@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 from stigmergy import flow as flows
@@ -24,8 +24,8 @@ class AsyncStore(ABC):
     """Same as `Store`, for tasks of any number of event loops; each method does what its namesake there does.
 
     On a store that does not block, calls never suspend, with one exception: a write that fills a watch, or finds it
-    full, gives the loop one turn before it returns, so that a reader in the same loop can follow. It has happened by
-    then, also for a task that is cancelled in that turn.
+    full (or another thread's write does meanwhile, in any store), gives the loop one turn before it returns, so that a
+    reader in the same loop can follow. It has happened by then, also for a task that is cancelled in that turn.
 
     On a store that blocks, a call that is cancelled goes on in its thread: a write may still happen, even after later
     ones.
@@ -104,11 +104,11 @@ class AsyncStore(ABC):
         overflow: Overflow = "drop",
     ) -> Opening:
         """Same as `Store.watch`, once it is awaited or entered. Bad arguments are refused at once."""
-        return Opening(self._perform(OpenWatch(keys, prefix, since, capacity, overflow)))
+        return Opening(self._open(OpenWatch(keys, prefix, since, capacity, overflow)))
 
     def observe(self, *keys: str, prefix: str | None = None) -> Opening:
         """Same as `Store.observe`, once it is awaited or entered. Bad arguments are refused at once."""
-        return Opening(self._perform(OpenWatch(keys, prefix, latest=True)))
+        return Opening(self._open(OpenWatch(keys, prefix, latest=True)))
 
     async def wait_for(self, key: str, predicate: Callable[[Any], Any], *, timeout: float | None = None) -> Entry:
         """Same as `Store.wait_for`; `predicate` may be async."""
@@ -140,11 +140,14 @@ class AsyncStore(ABC):
         raise TypeError("a store cannot be copied or pickled")
 
     def _to_sync(self) -> Store:
-        raise TypeError(f"{type(self).__name__} has no sync interface: it was written for asyncio only")
+        raise TypeError(f"{type(self).__name__} has no sync interface: it is for asyncio only (`open_async_store`)")
+
+    def _open(self, request: OpenWatch) -> Coroutine[Any, Any, Watch]:
+        opening = self.open_watch(request)
+        if isinstance(opening, Watch):
+            opening.close()
+            raise TypeError(f"{type(self).__qualname__}.open_watch must be `async def`")
+        return opening
 
     def _perform(self, operation: Operation[Any]) -> Any:
-        awaitable = operation.apply(self)
-        if isinstance(awaitable, Watch):
-            awaitable.close()
-            raise TypeError(f"{type(self).__qualname__}.open_watch must be `async def`")
-        return awaitable
+        return operation.apply(self)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -73,26 +73,23 @@ class _ThreadedStore(AsyncStore):
         self._threads = Threads()
 
     async def get_entry(self, key: str) -> Entry | None:
-        return await self._in_thread(self._store.get_entry, key)
+        return await self._threads.call(self._store.get_entry, key)
 
     async def scan(
         self, prefix: str = "", *, keys: Iterable[str] | None = None, after: str | None = None, limit: int | None = None
     ) -> Snapshot:
-        return await self._in_thread(partial(self._store.scan, prefix, keys=keys, after=after, limit=limit))
+        return await self._threads.call(partial(self._store.scan, prefix, keys=keys, after=after, limit=limit))
 
     async def commit(self, *writes: Set | Delete | Check) -> tuple[int | None, ...]:
-        return await self._in_thread(self._store.commit, *writes)
+        return await self._threads.call(self._store.commit, *writes)
 
     async def open_watch(self, request: OpenWatch) -> Watch:
-        return await self._in_thread(self._store.open_watch, request)
+        return await self._threads.open_watch(self._store, request)
 
     async def close(self) -> None:
-        await self._in_thread(self._store.close)
+        await self._threads.call(self._store.close)
         self._threads.close()
 
     def close_soon(self) -> None:
         """For the other face: the store is closed, and needs no threads any more."""
         self._threads.close()
-
-    async def _in_thread(self, method: Callable[..., T], *args: Any) -> T:
-        return await self._threads.call(method, *args)

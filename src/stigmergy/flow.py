@@ -109,7 +109,7 @@ class GetEntry(Operation["Entry | None"]):
         return store.get_entry(self.key)
 
 
-_set_key = GetEntry.key.__set__  # type: ignore[attr-defined, misc]  # half the time of `_assign` (benchmark: with hooks)
+_set_key = GetEntry.key.__set__  # type: ignore[attr-defined, misc]  # half the time of `_assign` (benchmark: get with hooks)
 
 
 class Scan(Operation[Snapshot]):
@@ -191,7 +191,7 @@ class OpenWatch(Operation["Watch"]):
         _assign(self, "latest", bool(latest))
 
     def apply(self, store: Store | AsyncStore) -> Any:
-        return store.open_watch(self)
+        return store._open(self)
 
 
 class Call(Step[T]):
@@ -365,13 +365,14 @@ def wait_for(key: str, predicate: Callable[[Any], Any], timeout: float | None = 
                 seen = entry.revision
                 if (yield from Call(predicate, entry.value)):
                     return entry
-            if watch is None:  # opened for those who have to wait only, and looked again behind it
+            if watch is None:  # it begins with the present state, so what came since the first look is not missed
                 watch = yield from OpenWatch((key,), latest=True)
-                continue
             left = deadline - time.monotonic()
             try:
                 yield from Next(watch, None if left == inf else max(left, 0.0))
             except TimeoutError:
+                if left == inf:  # the watch is mapped through what raised it
+                    raise
                 raise TimeoutError(f"{key!r} did not become what was waited for in time") from None
             except WatchClosed:
                 yield from GetEntry(key)  # a closed store says so

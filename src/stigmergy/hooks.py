@@ -65,14 +65,14 @@ def compose_hooks(*hooks: Hooks) -> Hooks:
 def with_hooks(hooks: Hooks) -> Middleware:
     """Return a middleware that calls `hooks`, for `apply_middleware`."""
     functions = [hook for moment in _MOMENTS for hook in getattr(hooks, moment)]
-    first_async = tuple(_Await(hook, None) for hook in functions if _is_async(hook))[:1]
+    first_async = next((_Await(hook, None) for hook in functions if _is_async(hook)), None)
     observes = bool(hooks.after_get or hooks.after_set)
 
     # Plain functions are called right here: a step or a generator for each took longer than the write that it is about
     # (benchmark: set with hooks).
     def call_hooks(operation: Operation[Any]) -> Flow[Any]:
-        if first_async:
-            yield from first_async
+        if first_async is not None:
+            yield first_async
         attempted = False
         try:
             for before, args in _before(hooks, operation):
@@ -129,7 +129,8 @@ def _observe(hooks: Hooks, operation: Operation[Any], result: Any, error: Except
     for key, value in seen:
         try:
             for hook in observers:
-                yield from _given(hook, hook(key, value, error))
+                if (given := hook(key, value, error)) is not None:
+                    yield from _given(hook, given)
         except Exception:
             _log("a hook that observes %r failed", key)
 

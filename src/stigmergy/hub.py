@@ -75,7 +75,8 @@ class Hub:
         self.to_wake: deque[Subscription] = deque()
         """Whose readers to wake once the lock is released."""
         self.to_release: list[object] = []
-        """What to keep alive until the lock is released: it may have a finaliser, and that is a program's own code."""
+        """What to keep alive until the lock is released: it may have a finaliser, and that is a program's own code. (A
+        handler that uses the store while its thread holds the lock releases it there: it is such code itself.)"""
         self.left: deque[Subscription] = deque()
         """Subscriptions to be removed; the finaliser of a watch may append here, and does nothing else."""
         self.epoch = new_epoch()
@@ -123,16 +124,20 @@ class Hub:
         """Return a watch that is subscribed. `current` gives the present state, for `latest`. Raises `Compacted`."""
         subscription = self.subscription(request)
         watch = Watch(subscription)
-        self.join(subscription)
-        while True:
-            start = self.revision
-            since = start if request.since is None or request.latest else self._moment(request.since)
-            loaded = subscription.load(current() if request.latest else self._recent(request, since))
-            if self.revision == start:  # atomic: no bytecode boundary
-                subscription.loaded = loaded
-                subscription.taken = since
-                subscription.seen = start
-                return watch
+        try:
+            self.join(subscription)
+            while True:
+                start = self.revision
+                since = start if request.since is None or request.latest else self._moment(request.since)
+                loaded = subscription.load(current() if request.latest else self._recent(request, since))
+                if self.revision == start:  # atomic: no bytecode boundary
+                    subscription.loaded = loaded
+                    subscription.taken = since
+                    subscription.seen = start
+                    return watch
+        except BaseException:
+            self._end([subscription])  # the error may be kept, and holds this frame
+            raise
 
     # -- for stores whose changes come from a log, which is read a little later than it is written ---------------------
 
@@ -230,20 +235,23 @@ class Hub:
 
     def run_deferred(self) -> None:
         """Do what was put off until the lock was released."""
+        subscription: Subscription | None = None
         try:
-            self.to_release.clear()
             while self.to_wake:
                 try:
-                    subscription = self.to_wake.popleft()
+                    for subscription in iter(self.to_wake.popleft, None):  # noqa: B007
+                        break  # taken and named, with no bytecode boundary between the two
                 except IndexError:
-                    return  # another thread was as quick
+                    break  # another thread was as quick
+                assert subscription is not None
                 subscription.wake_all() if subscription.ended else subscription.wake()
+            self.to_release.clear()
         except BaseException:
             # Interrupted with one in hand. A needless wake-up does no harm, a lost one does: wake them all.
             with self.lock:
-                everybody = self._everybody()
-            for subscription in everybody:
-                subscription.wake_all()
+                everybody = [*self._everybody(), *self.to_wake.copy()]
+            for each in everybody if subscription is None else [subscription, *everybody]:
+                each.wake_all()
             raise
 
     def tidy(self) -> None:

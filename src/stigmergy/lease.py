@@ -74,8 +74,8 @@ class Lease:
 
     def hold(self, revision: int, since: float) -> None:
         """Take note that the claim was taken, or renewed, by a write at `revision` that began at `since`."""
+        self.token = self.token or revision
         if not self.is_lost():
-            self.token = self.token or revision
             self.deadline = since + self.ttl
             self.renewal = since + self.ttl / 3
             self.cause = None
@@ -112,7 +112,7 @@ class Lease:
             self.watch.close()
 
     def _leave_to_parent(self) -> None:
-        if self.token:
+        if self.token or self.attempted:
             self.lost = self.gone = True
 
     def error(self) -> ClaimLost:

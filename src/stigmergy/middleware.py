@@ -29,7 +29,7 @@ def apply_middleware(store: Store | AsyncStore, *middleware: Middleware) -> Stor
     """Return `store` with `middleware` around each of its operations, the first one outermost.
 
     Whatever the store can do, the result can: reads, conditional writes, commits, scans and watches all pass through,
-    and none goes around. Its other face (`aio`, `sync`) is wrapped by the same chain. Applied to the result again, more
+    and none goes around. What `aio` or `sync` lead to is wrapped by the same chain. Applied to the result again, more
     middleware extends the chain on the outside. Closing the result closes the store.
     """
     for function in middleware:
@@ -55,6 +55,7 @@ class MiddlewareStore(Store):
         self.capabilities = inner.capabilities
         self.blocking = inner.blocking
         self._through = _chained(chain, _around, inner._perform)
+        self._open_through = _chained(chain, _around_opening, inner._perform)
 
     def get_entry(self, key: str) -> Entry | None:
         entry: Entry | None = self._through(GetEntry(key))
@@ -71,7 +72,7 @@ class MiddlewareStore(Store):
         return revisions
 
     def open_watch(self, request: OpenWatch) -> Watch:
-        watch: Watch = self._through(request)
+        watch: Watch = self._open_through(request)
         return watch
 
     def close(self) -> None:
@@ -83,7 +84,7 @@ class MiddlewareStore(Store):
         return other
 
     def _perform(self, operation: Operation[Any]) -> Any:
-        return self._through(operation)
+        return self._open_through(operation) if isinstance(operation, OpenWatch) else self._through(operation)
 
 
 class AsyncMiddlewareStore(AsyncStore):
@@ -94,6 +95,7 @@ class AsyncMiddlewareStore(AsyncStore):
         self._chain = chain
         self.capabilities = inner.capabilities
         self._through = _chained(chain, _around_awaiting, inner._perform)
+        self._open_through = _chained(chain, _around_opening_awaiting, inner._perform)
 
     async def get_entry(self, key: str) -> Entry | None:
         entry: Entry | None = await self._through(GetEntry(key))
@@ -110,7 +112,7 @@ class AsyncMiddlewareStore(AsyncStore):
         return revisions
 
     async def open_watch(self, request: OpenWatch) -> Watch:
-        watch: Watch = await self._through(request)
+        watch: Watch = await self._open_through(request)
         return watch
 
     async def close(self) -> None:
@@ -122,7 +124,7 @@ class AsyncMiddlewareStore(AsyncStore):
         return other
 
     def _perform(self, operation: Operation[Any]) -> Any:
-        return self._through(operation)
+        return self._open_through(operation) if isinstance(operation, OpenWatch) else self._through(operation)
 
 
 _Perform: TypeAlias = Callable[[Operation[Any]], Any]
@@ -147,6 +149,44 @@ async def _around_awaiting(function: Middleware, perform: _Perform, operation: O
     if result is None or isinstance(operation, (Scan, OpenWatch)):
         _check_result(function, operation, result)
     return result
+
+
+# An opening that fails leaves no watch behind. A middleware may fail, or be cancelled, when it has a watch already; the
+# error may be kept, and with it the frame of the middleware.
+
+
+def _around_opening(function: Middleware, perform: _Perform, operation: Operation[Any]) -> Any:
+    opened: list[Any] = []
+
+    def remember(operation: Operation[Any]) -> Any:
+        opened.append(perform(operation))
+        return opened[-1]
+
+    try:
+        return _around(function, remember, operation)
+    except BaseException:
+        _close_watches(opened)
+        raise
+
+
+async def _around_opening_awaiting(function: Middleware, perform: _Perform, operation: Operation[Any]) -> Any:
+    opened: list[Any] = []
+
+    async def remember(operation: Operation[Any]) -> Any:
+        opened.append(await perform(operation))
+        return opened[-1]
+
+    try:
+        return await _around_awaiting(function, remember, operation)
+    except BaseException:
+        _close_watches(opened)
+        raise
+
+
+def _close_watches(results: Iterable[Any]) -> None:
+    for result in results:
+        if isinstance(result, Watch):
+            result.close()
 
 
 def _check_result(function: Middleware, operation: Operation[Any], result: Any) -> None:

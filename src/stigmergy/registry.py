@@ -39,8 +39,8 @@ _registered: dict[str, Factory] = {}
 def open_store(url: str, **options: Any) -> Store:
     """Open a new store: `open_store("memory")`, `open_store("memory://?history=0")`. `options` go to the provider.
 
-    Raises `ProviderNotFound`, which lists the known names; `ImportError`, which says what to install; what the provider
-    raises.
+    Raises `ProviderNotFound`, which lists the known names; `ImportError`, which says what to install; `TypeError` for a
+    provider that is for asyncio only (`open_async_store` opens it); what the provider raises.
     """
     store = _opened(url, options)
     return store.sync if isinstance(store, AsyncStore) else store

@@ -125,6 +125,8 @@ class _Handle:
         result = yield from self.view(operation)
         if isinstance(result, Watch):
             self._keep(result)
+            if self._is_closed():
+                raise StoreClosed
         return result
 
     def close(self) -> None:

@@ -193,5 +193,8 @@ class Store(ABC):
 
         return to_async(self)
 
+    def _open(self, request: OpenWatch) -> Watch:
+        return self.open_watch(request)
+
     def _perform(self, operation: Operation[Any]) -> Any:
         return operation.apply(self)

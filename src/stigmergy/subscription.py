@@ -4,8 +4,9 @@ Atomic sections. A signal handler or a finaliser can run between two bytecodes o
 the same store. The lock is re-entrant, or that would deadlock; so it does not keep the two apart. What does is one rule
 for this module, the hub and the memory store: stores to memory that belong together stand in a section without a call,
 marked `atomic: no bytecode boundary`. CPython runs handlers and finalisers at calls, at allocations and at the end of a
-loop's round only, so a `while` condition belongs to what is before it. A section begins by looking whether all that was
-found out before is still true; one call into C may stand last.
+loop's round, so a `while` condition belongs to what is before it; and the finaliser of a value when its last reference
+goes, so what a section drops is held by a local. A section begins by looking whether all that was found out before is
+still true; one call into C may stand last.
 
 The race that it prevents, in `EveryChange.put` for example: were there a call between `self.seen = revision` and
 `buffer.append(change)`, a handler could write there. Its newer change would be buffered first, this one after it, and
@@ -17,6 +18,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from sys import maxsize
 from time import time
 from typing import TYPE_CHECKING, Any, Protocol
@@ -61,7 +63,7 @@ fills = Fills()
 
 
 class Subscription(ABC):
-    """A watch as its hub sees it. All but waking, and the list of waiters, is used with the hub's lock held."""
+    """A watch as its hub sees it. All is used with the hub's lock held, but waking, the waiters, and hints as such."""
 
     __slots__ = ("ended", "epoch", "error", "hub", "keys", "loaded", "prefix", "seen", "taken", "until", "waiters")
 
@@ -91,7 +93,10 @@ class Subscription(ABC):
         return self.seen != maxsize or self.ended
 
     def begin(self, epoch: str, since: int, past: Iterable[Change], meanwhile: Iterable[Change], revision: int) -> None:
-        """Deliver `past`, all that matches after `since`; what came `meanwhile`; and then what is beyond `revision`."""
+        """Deliver `past`, all that matches after `since`; what came `meanwhile`; and then what is beyond `revision`.
+
+        With the lock held, and only the thread that reads the log puts changes in: nothing comes in between.
+        """
         self.epoch = epoch
         self.loaded = self.load(past)
         self.taken = self.seen = since
@@ -166,12 +171,9 @@ class Subscription(ABC):
             self.remove(waiter)
 
     def remove(self, waiter: Waiter) -> None:
-        """Forget `waiter`."""
-        try:
-            if waiter in self.waiters:
-                self.waiters.remove(waiter)
-        except ValueError:
-            return  # another thread was as quick
+        """Forget `waiter`, if it is there."""
+        with suppress(ValueError):
+            self.waiters.remove(waiter)
 
     @property
     def of(self) -> str:
@@ -204,16 +206,18 @@ class EveryChange(Subscription):
     def put(self, change: Change) -> None:
         buffer, revision = self.buffer, change.revision
         room = self.capacity - len(buffer)
-        full = room <= 0
-        if full:
-            self._make_way()
+        oldest = buffer[0] if room <= 0 and buffer else None
         if revision > self.seen:  # atomic: no bytecode boundary
             self.seen = revision
-            if full and buffer:
+            if oldest is not None and buffer and buffer[0] is oldest:
                 del buffer[0]
                 self.missed += 1
                 self.dropped += 1
             buffer.append(change)
+        if oldest is not None:
+            self.hub.to_release.append(oldest)
+            if not self.warned:
+                self.hub.to_wake.append(self)
         if self.waiters:  # looked at behind the append: see parking in `watch.py`
             self.hub.to_wake.append(self)
         if room <= 1:
@@ -262,13 +266,6 @@ class EveryChange(Subscription):
         with self.hub.lock:
             first, self.warned = not self.warned, True
             return first
-
-    def _make_way(self) -> None:
-        """Keep alive, until the lock is released, what is about to leave the buffer."""
-        if not self.warned:
-            self.hub.to_wake.append(self)
-        if self.buffer:
-            self.hub.to_release.append(self.buffer[0])
 
 
 class LatestState(Subscription):

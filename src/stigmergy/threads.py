@@ -15,11 +15,16 @@ from contextvars import copy_context
 from functools import partial
 from queue import SimpleQueue
 from threading import Lock, Thread
-from typing import Any, TypeVar
-from weakref import WeakSet
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from stigmergy._core.fork import after_fork_in_child
 from stigmergy._core.helpers import start_helper
+from stigmergy.errors import StoreClosed
+
+if TYPE_CHECKING:
+    from stigmergy.flow import OpenWatch
+    from stigmergy.store import Store
+    from stigmergy.watch import Watch
 
 __all__ = ["Threads"]
 
@@ -44,10 +49,29 @@ class Threads:
         pool = self._pool or _Pool()  # one for a call that comes too late, and ends with it
         pool.submit(done, partial(copy_context().run, function, *args))
         del pool
+        return await wrap_future(done)
+
+    async def open_watch(self, store: Store, request: OpenWatch) -> Watch:
+        """Same as `call(store.open_watch, request)`. Cancelled, it has nothing opened, or closed as soon as it is."""
+        opened: list[Watch] = []
+        is_wanted = True
+
+        def open_in_thread() -> Watch:
+            if not is_wanted:
+                raise StoreClosed  # which nobody hears of
+            opened.append(store.open_watch(request))
+            if not is_wanted:
+                opened[0].close()
+            return opened[0]
+
         try:
-            return await wrap_future(done)
-        finally:
-            del done  # the error of a cancellation holds this frame, and is not to hold what comes later
+            return await self.call(open_in_thread)
+        except BaseException:
+            # In this order, which is the reverse of that of the thread: one of the two closes it.
+            is_wanted = False
+            for watch in opened:
+                watch.close()
+            raise
 
     def close(self) -> None:
         """Let the threads end when they have nothing more to do. Waits for none."""
@@ -83,20 +107,21 @@ class _Workers:
     def submit(self, done: Future[T], call: Callable[[], T]) -> None:
         """Let a thread make `call`, and tell `done`. Raises `RuntimeError` if no thread is there, or can be started."""
         with self._lock:
-            short = self._free <= 0 and self._started < _MOST
-            self._started += short
-            self._free -= not short
-        if short:
-            try:
-                start_helper(Thread(target=self._work, name="stigmergy", daemon=True).start)
-            except RuntimeError:  # no more threads; or CPython 3.12.1, where the main thread has ended
-                with self._lock:
-                    self._started -= 1
+            if self._free <= 0 and self._started < _MOST:
+                try:
+                    start_helper(Thread(target=self._work, name="stigmergy", daemon=True).start)
+                    self._started += 1
+                    self._free += 1
+                except RuntimeError:  # no more threads; or CPython 3.12.1, where the main thread has ended
                     if not self._started:
                         raise
-                    self._free -= 1
-        _pending_calls.add(done)
-        self.calls.put((done, call))
+            self._free -= 1
+        try:
+            _pending_calls.add(done)
+            self.calls.put((done, call))
+        except BaseException:  # an interrupt, which may have kept it from the queue
+            _pending_calls.discard(done)
+            raise
 
     def _work(self) -> None:
         while (asked := self.calls.get()) is not None:
@@ -110,12 +135,12 @@ class _Workers:
                 self._free += 1  # before anybody is told, who may call again at once
             if done.set_running_or_notify_cancel():
                 done.set_result(result) if error is None else done.set_exception(error)
+            _pending_calls.discard(done)
             del asked, done, call, result, error  # an error holds this frame
         self.calls.put(None)  # for the next one
 
 
-_pending_calls: WeakSet[Future[Any]] = WeakSet()
-"""What was asked for. A program ends when that is done, writes included, though no task waits for it any more. Held
-weakly: one that an interrupt kept from the queue is not waited for."""
-after_fork_in_child(_pending_calls, WeakSet.clear)
+_pending_calls: set[Future[Any]] = set()
+"""What was asked for and is not done. A program ends when it is, writes included, though no task waits any more."""
+after_fork_in_child(_pending_calls, set.clear)
 atexit.register(lambda: wait(list(_pending_calls)))

@@ -202,6 +202,9 @@ class Opening:
             "open it first: `async with store.watch(...) as watch:`, and in there `async for change in watch:`"
         )
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an opening cannot be copied or pickled")
+
     def __repr__(self) -> str:
         return "<Opening of a watch, to be awaited or entered by `async with`>"
 
@@ -211,7 +214,7 @@ class _ThreadWaiter:
 
     def __init__(self) -> None:
         self._hint = allocate_lock()
-        """Acquired by who has woken it: of several threads that do so at once, one. The others have a hint left."""
+        """Acquired by the thread that has woken it. If several do at once, one has; the others wake another waiter."""
         # A bare lock, because the one who releases it may be a signal handler that struck inside an acquire or a
         # release of the same lock: `threading.Event` and `Condition` deadlock there.
         self._parked = allocate_lock()

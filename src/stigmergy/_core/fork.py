@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import TypeVar
 from weakref import ref
@@ -22,7 +23,10 @@ _never_released: list[object] = []
 
 
 def after_fork_in_child(owner: T, detach: Callable[[T], None]) -> None:
-    """Call `detach(owner)` in each child process that is forked while `owner` lives, in the order of registration."""
+    """Call `detach(owner)` in each child process that is forked while `owner` lives, in the order of registration.
+
+    Once for each owner. One that fails keeps no other from being called.
+    """
     _registered[id(owner)] = partial(_call, ref(owner, partial(_forget, id(owner))), detach)
 
 
@@ -42,8 +46,9 @@ def _forget(owner: int, _: object) -> None:
 
 
 def _detach_all() -> None:
-    for detach in list(_registered.values()):
-        detach()
+    with ExitStack() as stack:  # calls all of them, whatever one of them raises, the last one first
+        for detach in reversed(_registered.copy().values()):
+            stack.callback(detach)
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows

@@ -13,7 +13,8 @@ def start_helper(start: Callable[..., object], *args: object) -> None:
 
     The thread has all signals blocked but its own faults. A program may block one in its threads and wait for it by
     `sigwait`: a helper that was started before, and does not block it, would receive it, and the program would be
-    killed. Python's handlers run in the main thread, whichever thread receives the signal.
+    killed. Python's handlers run in the main thread, whichever thread receives the signal. A process that is started by
+    a helper begins with these signals blocked.
     """
     import signal
 

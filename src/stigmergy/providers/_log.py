@@ -214,18 +214,19 @@ class LogStore(Store):
         # reaches at least as far as the reader had come; if that has gone on meanwhile, what lies between is fetched as
         # well. So nothing is missing between what was fetched and what the reader brings from then on.
         subscription = self._hub.subscription(request)
+        watch = Watch(subscription, self)
         try:
             self._hub.locked(self._join_while_locked, subscription)
             self._reader.start(self._run)
             past, begun = None, False
-            while not begun:
+            while not begun:  # once, as a rule: the reader would have to publish between the fetch and the look
                 restarts = self._hub.restarts
                 past = self._run(self._log.past(request, past))
                 begun = self._hub.locked(self._begin_while_locked, subscription, past, restarts)
-            return Watch(subscription, self)
         except BaseException:
-            self._hub.leave(subscription)
+            watch.close()
             raise
+        return watch
 
     def close(self) -> None:
         self.is_closed = True
@@ -299,12 +300,12 @@ class AsyncLogStore(AsyncStore):
         return await self._run(self._log.commit(self._log.encoded(writes)))
 
     async def open_watch(self, request: OpenWatch) -> Watch:
-        return await self._threads.call(self._store.open_watch, request)
+        return await self._threads.open_watch(self._store, request)
 
     async def close(self) -> None:
         await self._transport.close()
+        self._threads.close()  # and so the next call has a thread of its own: others may be opening watches still
         await self._threads.call(self._store.close)
-        self._threads.close()
 
     def close_soon(self) -> None:
         """For the other face: same as `close`, waiting for nothing."""

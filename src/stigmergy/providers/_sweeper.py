@@ -44,8 +44,10 @@ class Sweeper:
             self._started = True
             try:
                 start_helper(start_new_thread, self._run, (self._sweep, self._calls))
-            except RuntimeError:  # no more threads, or the interpreter is ending: the next one tries again
-                self._rest()
+            except BaseException as error:
+                self._rest()  # the next one tries again
+                if not isinstance(error, RuntimeError):  # no more threads, or the interpreter is ending
+                    raise
 
     def _run(self, reference: WeakMethod[Callable[[], float]], calls: SimpleQueue[bool]) -> None:
         try:
