@@ -109,7 +109,7 @@ class MemoryStore(Store):
     def get(self, key: str, default: Any = None) -> Any:
         if type(key) is str and self._pending is None:
             stored = self._entries.get(key)
-            if stored is not None and stored[_DEADLINE] == inf:
+            if stored is not None and stored[_EXPIRES] is None:
                 value = stored[0]
                 return value if type(value) in self._scalars or self._shares else self._copied(key, value)
         return super().get(key, default)
