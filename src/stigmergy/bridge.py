@@ -11,7 +11,7 @@ from stigmergy.aio import AsyncStore
 from stigmergy.flow import OpenWatch
 from stigmergy.model import Check, Delete, Entry, Set, Snapshot, Ttl
 from stigmergy.store import Store
-from stigmergy.subscription import fills
+from stigmergy.subscription import last_fill
 from stigmergy.threads import Threads
 from stigmergy.watch import Watch
 
@@ -44,16 +44,16 @@ class _InlineStore(AsyncStore):
         return self._store.scan(prefix, keys=keys, after=after, limit=limit)
 
     async def commit(self, *writes: Set | Delete | Check) -> tuple[int | None, ...]:
-        before = fills.last
+        before = last_fill[0]
         revisions = self._store.commit(*writes)
-        if fills.last is not before:
+        if last_fill[0] is not before:
             await asyncio.sleep(0)
         return revisions
 
     async def set(self, key: str, value: Any, *, if_revision: int | None = None, ttl: Ttl = None) -> int:
-        before = fills.last
+        before = last_fill[0]
         revision = self._store.set(key, value, if_revision=if_revision, ttl=ttl)
-        if fills.last is not before:
+        if last_fill[0] is not before:
             await asyncio.sleep(0)
         return revision
 

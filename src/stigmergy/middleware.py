@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from typing import Any, TypeAlias, overload
+from typing import Any, Protocol, Self, TypeAlias, TypeVar, overload
 
 from stigmergy.aio import AsyncStore
 from stigmergy.flow import Commit, Flow, GetEntry, OpenWatch, Operation, Scan, arun, run
@@ -13,6 +13,8 @@ from stigmergy.store import Store
 from stigmergy.watch import Watch
 
 __all__ = ["Middleware", "apply_middleware"]
+
+T = TypeVar("T")
 
 Middleware: TypeAlias = Callable[[Operation[Any]], Flow[Any]]
 """A generator function around one operation: it yields that operation, or another, or several, or raises.
@@ -35,51 +37,51 @@ def apply_middleware(store: Store | AsyncStore, *middleware: Middleware) -> Stor
     for function in middleware:
         if not callable(function):
             raise TypeError(f"a middleware is a generator function, not a {type(function).__name__}")
-    if type(store) is MiddlewareStore:
-        return MiddlewareStore(store._inner, middleware + store._chain)
-    if type(store) is AsyncMiddlewareStore:
-        return AsyncMiddlewareStore(store._inner, middleware + store._chain)
+    if isinstance(store, (MiddlewareStore, AsyncMiddlewareStore)) and store.handle is None:
+        return around(store._inner, middleware + store._chain)
+    return around(store, middleware)
+
+
+def around(store: Store | AsyncStore, chain: tuple[Middleware, ...], handle: Any = None) -> Store | AsyncStore:
+    """Return `store` with `chain` around it. Closing that closes `handle`, if there is one, instead of the store."""
     if isinstance(store, Store):
-        return MiddlewareStore(store, middleware)
+        return MiddlewareStore(store, chain, handle)
     if isinstance(store, AsyncStore):
-        return AsyncMiddlewareStore(store, middleware)
-    raise TypeError(f"middleware is applied to a store, not to a {type(store).__name__}")
+        return AsyncMiddlewareStore(store, chain, handle)
+    raise TypeError(f"a store is needed, not a {type(store).__name__}")
 
 
 class MiddlewareStore(Store):
     """A store whose operations pass through a chain of middleware on the way to another store."""
 
-    def __init__(self, inner: Store, chain: tuple[Middleware, ...]) -> None:
+    def __init__(self, inner: Store, chain: tuple[Middleware, ...], handle: Any) -> None:
         self._inner = inner
         self._chain = chain
+        self.handle = handle
         self.capabilities = inner.capabilities
         self.blocking = inner.blocking
-        self._through = _chained(chain, _around, inner._perform)
-        self._open_through = _chained(chain, _around_opening, inner._perform)
+        self._through: _Performs = _chained(chain, _around, inner._perform)
+        self._open_through: _Performs = _chained(chain, _around_opening, inner._perform)
 
     def get_entry(self, key: str) -> Entry | None:
-        entry: Entry | None = self._through(GetEntry(key))
-        return entry
+        return self._through(GetEntry(key))
 
     def scan(
         self, prefix: str = "", *, keys: Iterable[str] | None = None, after: str | None = None, limit: int | None = None
     ) -> Snapshot:
-        snapshot: Snapshot = self._through(Scan(prefix, keys=keys, after=after, limit=limit))
-        return snapshot
+        return self._through(Scan(prefix, keys=keys, after=after, limit=limit))
 
     def commit(self, *writes: Set | Delete | Check) -> tuple[int | None, ...]:
-        revisions: tuple[int | None, ...] = self._through(Commit(writes))
-        return revisions
+        return self._through(Commit(writes))
 
     def open_watch(self, request: OpenWatch) -> Watch:
-        watch: Watch = self._open_through(request)
-        return watch
+        return self._open_through(request)
 
     def close(self) -> None:
-        self._inner.close()
+        (self.handle or self._inner).close()
 
     def _to_async(self) -> AsyncStore:
-        other = AsyncMiddlewareStore(self._inner.aio, self._chain)
+        other = AsyncMiddlewareStore(self._inner.aio, self._chain, self.handle)
         other._faces["sync"] = self
         return other
 
@@ -90,41 +92,49 @@ class MiddlewareStore(Store):
 class AsyncMiddlewareStore(AsyncStore):
     """Same as `MiddlewareStore`, on the way to an `AsyncStore`."""
 
-    def __init__(self, inner: AsyncStore, chain: tuple[Middleware, ...]) -> None:
+    def __init__(self, inner: AsyncStore, chain: tuple[Middleware, ...], handle: Any) -> None:
         self._inner = inner
         self._chain = chain
+        self.handle = handle
         self.capabilities = inner.capabilities
-        self._through = _chained(chain, _around_awaiting, inner._perform)
-        self._open_through = _chained(chain, _around_opening_awaiting, inner._perform)
+        self._through: _Awaits = _chained(chain, _around_awaiting, inner._perform)
+        self._open_through: _Awaits = _chained(chain, _around_opening_awaiting, inner._perform)
 
     async def get_entry(self, key: str) -> Entry | None:
-        entry: Entry | None = await self._through(GetEntry(key))
-        return entry
+        return await self._through(GetEntry(key))
 
     async def scan(
         self, prefix: str = "", *, keys: Iterable[str] | None = None, after: str | None = None, limit: int | None = None
     ) -> Snapshot:
-        snapshot: Snapshot = await self._through(Scan(prefix, keys=keys, after=after, limit=limit))
-        return snapshot
+        return await self._through(Scan(prefix, keys=keys, after=after, limit=limit))
 
     async def commit(self, *writes: Set | Delete | Check) -> tuple[int | None, ...]:
-        revisions: tuple[int | None, ...] = await self._through(Commit(writes))
-        return revisions
+        return await self._through(Commit(writes))
 
     async def open_watch(self, request: OpenWatch) -> Watch:
-        watch: Watch = await self._open_through(request)
-        return watch
+        return await self._open_through(request)
 
     async def close(self) -> None:
-        await self._inner.close()
+        if self.handle is None:
+            await self._inner.close()
+        else:
+            self.handle.close()
 
     def _to_sync(self) -> Store:
-        other = MiddlewareStore(self._inner.sync, self._chain)
+        other = MiddlewareStore(self._inner.sync, self._chain, self.handle)
         other._faces["aio"] = self
         return other
 
     def _perform(self, operation: Operation[Any]) -> Any:
         return self._open_through(operation) if isinstance(operation, OpenWatch) else self._through(operation)
+
+
+class _Performs(Protocol):
+    def __call__(self, operation: Operation[T], /) -> T: ...
+
+
+class _Awaits(Protocol):
+    def __call__(self, operation: Operation[T], /) -> Awaitable[T]: ...
 
 
 _Perform: TypeAlias = Callable[[Operation[Any]], Any]
@@ -151,42 +161,36 @@ async def _around_awaiting(function: Middleware, perform: _Perform, operation: O
     return result
 
 
-# An opening that fails leaves no watch behind. A middleware may fail, or be cancelled, when it has a watch already; the
-# error may be kept, and with it the frame of the middleware.
-
-
 def _around_opening(function: Middleware, perform: _Perform, operation: Operation[Any]) -> Any:
-    opened: list[Any] = []
-
-    def remember(operation: Operation[Any]) -> Any:
-        opened.append(perform(operation))
-        return opened[-1]
-
-    try:
-        return _around(function, remember, operation)
-    except BaseException:
-        _close_watches(opened)
-        raise
+    with _Opened() as opened:
+        return _around(function, lambda each: opened.noted(perform(each)), operation)
 
 
 async def _around_opening_awaiting(function: Middleware, perform: _Perform, operation: Operation[Any]) -> Any:
-    opened: list[Any] = []
+    async def perform_and_note(operation: Operation[Any]) -> Any:
+        return opened.noted(await perform(operation))
 
-    async def remember(operation: Operation[Any]) -> Any:
-        opened.append(await perform(operation))
-        return opened[-1]
-
-    try:
-        return await _around_awaiting(function, remember, operation)
-    except BaseException:
-        _close_watches(opened)
-        raise
+    with _Opened() as opened:
+        return await _around_awaiting(function, perform_and_note, operation)
 
 
-def _close_watches(results: Iterable[Any]) -> None:
-    for result in results:
+class _Opened:
+    """The watches that a middleware was given, closed at once if it fails behind that: its error holds its frame."""
+
+    def __init__(self) -> None:
+        self._watches: list[Watch] = []
+
+    def noted(self, result: Any) -> Any:
         if isinstance(result, Watch):
-            result.close()
+            self._watches.append(result)
+        return result
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        for watch in self._watches if kind is not None else ():
+            watch.close()
 
 
 def _check_result(function: Middleware, operation: Operation[Any], result: Any) -> None:

@@ -23,7 +23,7 @@ from stigmergy.errors import (
 )
 from stigmergy.flow import Commit, Flow, GetEntry, OpenWatch, Operation, Scan
 from stigmergy.keys import Scope, check_key, check_scope, inside, scoped_key
-from stigmergy.middleware import AsyncMiddlewareStore, Middleware, MiddlewareStore
+from stigmergy.middleware import AsyncMiddlewareStore, Middleware, MiddlewareStore, around
 from stigmergy.model import Change, Check, Entry, Snapshot, Write
 from stigmergy.store import Store
 from stigmergy.watch import Deliver, Watch
@@ -59,7 +59,7 @@ def acting_as(store: Store | AsyncStore, writer: str) -> Store | AsyncStore:
     in the name of somebody else. `writer` follows the grammar of keys, so an empty
     one is `InvalidKey`.
     """
-    return _through(store, _Handle(_Identity(check_key(writer))))
+    return _through(store, _Identity(check_key(writer)))
 
 
 @overload
@@ -78,7 +78,7 @@ def guarded(
     This is the boundary between agents that share a process and mean no harm. No public name leads from the handle to
     `store`; but Python code that wants to get past it can, as it can past everything in its own process.
     """
-    return _through(store, _Handle(_Guard(check_key(writer), _Grants(read), _Grants(write))))
+    return _through(store, _Guard(check_key(writer), _Grants(read), _Grants(write)))
 
 
 @overload
@@ -142,61 +142,24 @@ class _Handle:
         self._watches[id(watch)] = ref(watch, partial(_forget, self._watches, id(watch)))
         if self._of is not None:
             self._of._keep(watch)
-        if self._closed:
-            watch.close()
 
     def _is_closed(self) -> bool:
         return self._closed or (self._of is not None and self._of._is_closed())
 
 
-class _HandleStore(MiddlewareStore):
-    """A store through a handle."""
-
-    def __init__(self, inner: Store, handle: _Handle) -> None:
-        super().__init__(inner, (handle,))
-        self.handle = handle
-
-    def close(self) -> None:
-        self.handle.close()
-
-    def _to_async(self) -> AsyncStore:
-        other = _AsyncHandleStore(self._inner.aio, self.handle)
-        other._faces["sync"] = self
-        return other
-
-
-class _AsyncHandleStore(AsyncMiddlewareStore):
-    """Same as `_HandleStore`, of an `AsyncStore`."""
-
-    def __init__(self, inner: AsyncStore, handle: _Handle) -> None:
-        super().__init__(inner, (handle,))
-        self.handle = handle
-
-    async def close(self) -> None:
-        self.handle.close()
-
-    def _to_sync(self) -> Store:
-        other = _HandleStore(self._inner.sync, self.handle)
-        other._faces["aio"] = self
-        return other
-
-
-def _through(store: Store | AsyncStore, handle: _Handle) -> Store | AsyncStore:
-    if isinstance(store, Store):
-        return _HandleStore(store, handle)
-    if isinstance(store, AsyncStore):
-        return _AsyncHandleStore(store, handle)
-    raise TypeError(f"a handle is made of a store, not of a {type(store).__name__}")
+def _through(store: Store | AsyncStore, view: Middleware, of: _Handle | None = None) -> Store | AsyncStore:
+    handle = _Handle(view, of)
+    return around(store, (handle,), handle)
 
 
 def _scoped(store: Store | AsyncStore, scope: str) -> Store | AsyncStore:
-    if isinstance(store, (_HandleStore, _AsyncHandleStore)):
+    if isinstance(store, (MiddlewareStore, AsyncMiddlewareStore)) and isinstance(store.handle, _Handle):
         view = store.handle.view
         if isinstance(view, _Scope):
-            return _through(store._inner, _Handle(_Scope(check_scope(f"{view.scope}/{scope}")), store.handle))
+            return _through(store._inner, _Scope(check_scope(f"{view.scope}/{scope}")), store.handle)
         if type(view) is _Identity:
-            return _through(_scoped(store._inner, scope), _Handle(view, store.handle))
-    return _through(store, _Handle(_Scope(scope)))
+            return _through(_scoped(store._inner, scope), view, store.handle)
+    return _through(store, _Scope(scope))
 
 
 def _forget(watches: dict[int, ref[Watch]], number: int, _: object) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from stigmergy.flow import OpenWatch
     from stigmergy.hub import Hub
 
-__all__ = ["EveryChange", "LatestState", "Subscription", "Waiter", "fills"]
+__all__ = ["EveryChange", "LatestState", "Subscription", "Waiter", "last_fill"]
 
 _SET = Op.SET
 _NOTHING: deque[Change] = deque()
@@ -45,21 +45,11 @@ class Waiter(Protocol):
         ...
 
 
-class Fills:
-    """Whether a buffer has become full, anywhere: an async write that sees that lets readers run.
+last_fill: list[object] = [None]
+"""Has another object whenever a buffer has become full, anywhere: an async write that sees that lets readers run.
 
-    One object for all, so that it holds for every store that has a hub. Not an attribute of a class: to set one costs
-    CPython what it has learned of the class, and 3.13 soon stops learning (benchmark: fan-out after 10,000 fills).
-    """
-
-    __slots__ = ("last",)
-
-    def __init__(self) -> None:
-        self.last: object = None
-        """Another object after each."""
-
-
-fills = Fills()
+One for all, so that it holds for every store that has a hub. No attribute of a class: to set one costs CPython what it
+has learned of the class, and 3.13 soon stops learning (benchmark: fan-out after 10,000 fills)."""
 
 
 class Subscription(ABC):
@@ -121,12 +111,8 @@ class Subscription(ABC):
         """The change that `take` would remove."""
 
     @abstractmethod
-    def looks_idle(self) -> bool:
-        """`is_idle`, asked without the lock: a hint, which saves who is going to wait anyway a look with the lock."""
-
     def is_idle(self) -> bool:
-        """Whether there is nothing to take, and may be later."""
-        return self.first() is None and not self.ended
+        """Whether there is nothing to take, and may be later. A hint, if it is asked without the lock."""
 
     def revision(self) -> int:
         """The revision up to which everything was delivered or counted."""
@@ -221,7 +207,7 @@ class EveryChange(Subscription):
         if self.waiters:  # looked at behind the append: see parking in `watch.py`
             self.hub.to_wake.append(self)
         if room <= 1:
-            fills.last = object()
+            last_fill[0] = object()
 
     def take(self) -> Change | None:
         loaded, buffer = self.loaded, self.buffer
@@ -244,7 +230,7 @@ class EveryChange(Subscription):
                 return taken
         return None
 
-    def looks_idle(self) -> bool:
+    def is_idle(self) -> bool:
         return not (self.buffer or self.loaded or self.ended)
 
     def first(self) -> Change | None:
@@ -315,7 +301,7 @@ class LatestState(Subscription):
                 return taken
         return None
 
-    def looks_idle(self) -> bool:
+    def is_idle(self) -> bool:
         return not (self.loaded or self.ended)
 
     def first(self) -> Change | None:

@@ -60,7 +60,7 @@ class Watch:
         deadline = inf if timeout is None else monotonic() + check_timeout(timeout)
         source = self._subscription
         try:
-            while source.looks_idle() or (change := self.get_nowait()) is None:
+            while source.is_idle() or (change := self.get_nowait()) is None:
                 _park_thread(source, deadline)
         except BaseException:
             source.wake()  # passes on a hint that this reader may have had
@@ -71,7 +71,7 @@ class Watch:
         """Same as `get`, waiting in this task; `asyncio.timeout` limits the wait."""
         source = self._subscription
         try:
-            while source.looks_idle() or (change := self.get_nowait()) is None:
+            while source.is_idle() or (change := self.get_nowait()) is None:
                 await _park_task(source)
         except BaseException:
             source.wake()  # passes on a hint that this reader may have had

@@ -189,11 +189,11 @@ class LogStore(Store):
         self.capabilities = engine.capabilities
         self._log = Log(engine, JSON() if codec is None else codec)
         self._transport = engine.transport()
+        after_fork_in_child(self._transport, _abandon)
         self._reader = Reader(self._log)
         self._hub = self._reader.hub
         self._finalizer = finalize(self, _let_go, self._reader, self._transport)
         self.is_closed = False
-        after_fork_in_child(self, LogStore._live_on_in_child)
 
     def get(self, key: str, default: Any = None) -> Any:
         return self._run(self._log.get(check_key(key), default))
@@ -266,14 +266,6 @@ class LogStore(Store):
         transport = self._log.engine.async_transport()
         return super()._to_async() if transport is None else AsyncLogStore(self, self._log, transport)
 
-    def _live_on_in_child(self) -> None:
-        """Part with the parent's connections, which would be shared, and its threads, which are not there."""
-        self._transport.abandon()
-        self._reader.abandon()
-        face: Any = self._faces.get("aio")
-        if isinstance(face, AsyncLogStore):
-            face.abandon()
-
 
 class AsyncLogStore(AsyncStore):
     """The async face of a `LogStore` whose engine has an async transport. That store opens its watches, in a thread."""
@@ -283,6 +275,7 @@ class AsyncLogStore(AsyncStore):
         self.capabilities = store.capabilities
         self._log = log
         self._transport = transport
+        after_fork_in_child(transport, _abandon)
         self._threads = Threads()
 
     async def get(self, key: str, default: Any = None) -> Any:
@@ -312,10 +305,6 @@ class AsyncLogStore(AsyncStore):
         self._transport.close_soon()
         self._threads.close()
 
-    def abandon(self) -> None:
-        """In a child process: same as the transport's."""
-        self._transport.abandon()
-
     async def _run(self, flow: Flow[T]) -> T:
         if self._store.is_closed:
             flow.close()
@@ -342,6 +331,10 @@ def _as_meta(key: str, text: object) -> Meta | None:
     if not isinstance(meta, dict):
         raise DamagedValue(key)
     return meta
+
+
+def _abandon(transport: Transport | AsyncTransport) -> None:
+    transport.abandon()
 
 
 def _let_go(reader: Reader, transport: Transport) -> None:

@@ -23,6 +23,7 @@ from threading import RLock
 from time import monotonic
 from typing import Any, Protocol
 
+from stigmergy._core.fork import after_fork_in_child
 from stigmergy._core.helpers import start_helper
 from stigmergy.errors import OutcomeUnknown, Unavailable
 from stigmergy.flow import Flow, OpenWatch, run
@@ -78,6 +79,7 @@ class Reader:
         self._transport: Transport | None = None
         """What the thread that is to run was started with; `None` while there is none."""
         self._pauses: SimpleQueue[None] = SimpleQueue()
+        after_fork_in_child(self, Reader._begin_in_child)
 
     def start(self, perform: Callable[[Flow[Place]], Place]) -> None:
         """Have it run, from a place no later than now. A watch must have joined before, or it may be about to end."""
@@ -103,8 +105,8 @@ class Reader:
             self.stop()  # again, for it may have been about to connect
             moment.acquire(timeout=0.005)
 
-    def abandon(self) -> None:
-        """In a child process, which has no such thread: part with it, and with the parent's watches."""
+    def _begin_in_child(self) -> None:
+        """Part with the thread, which a child process does not have, and with the parent's watches."""
         if self._transport is not None:
             self._transport.abandon()
         self._transport, self._pauses = None, SimpleQueue()

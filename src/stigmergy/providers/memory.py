@@ -107,9 +107,9 @@ class MemoryStore(Store):
         after_fork_in_child(self, MemoryStore._live_on_in_child)
 
     def get(self, key: str, default: Any = None) -> Any:
-        if type(key) is str and self._pending is None:
+        if type(key) is str:
             stored = self._entries.get(key)
-            if stored is not None and stored[_EXPIRES] is None:
+            if stored is not None and stored[_EXPIRES] is None and self._pending is None:
                 value = stored[0]
                 return value if type(value) in self._scalars or self._shares else self._copied(key, value)
         return super().get(key, default)
@@ -118,12 +118,11 @@ class MemoryStore(Store):
         return self._get_entry(check_key(key))
 
     def _get_entry(self, key: str) -> Entry | None:
-        stored = self._entries.get(key) if self._pending is None else self._read(key)
-        if stored is None:
-            if self._pending is not None:  # since that look: `close` may have taken the entry away
-                stored = self._read(key)
-        elif stored[_DEADLINE] < inf and stored[_DEADLINE] <= self._clock():
-            stored = self._read(key)
+        stored = self._entries.get(key)
+        deadline = inf if stored is None else stored[_DEADLINE]
+        # `_pending` is looked at behind the entry, here and in `get`: so what was read is no half of a commit.
+        if self._pending is not None or (deadline < inf and deadline <= self._clock()):
+            stored = self._hub.locked(self._read_while_locked, key)
         return None if stored is None else self._entry(key, stored)
 
     def set(self, key: str, value: Any, *, if_revision: int | None = None, ttl: Ttl = None) -> int:
@@ -375,11 +374,8 @@ class MemoryStore(Store):
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
-    def _read(self, key: str) -> _Stored | None:
-        """Read when the quick way is barred: a commit is unsettled, a deadline has passed, or the store is closed."""
-        return self._hub.locked(self._read_while_locked, key)
-
     def _read_while_locked(self, key: str) -> _Stored | None:
+        """For when the quick way is barred: a commit is unsettled, a deadline has passed, or the store is closed."""
         self._enter_while_locked()
         return self._entries.get(key)
 
