@@ -157,7 +157,7 @@ class Hub:
         return LatestState(self, request) if request.latest else EveryChange(self, request)
 
     def join(self, subscription: Subscription) -> None:
-        """Let `subscription` be one of those that are watched for. It hears nothing until it has begun."""
+        """Make `subscription` a member of what it watches. It receives nothing until it has begun."""
         self.tidy()
         for topics, name in self._places(subscription):
             self.chains = {}
@@ -165,7 +165,7 @@ class Hub:
                 members = topics.setdefault(name, {})
                 members[subscription] = None
                 if topics.get(name) is members:
-                    break  # else somebody struck between these lines, and tidied away what was still empty
+                    break  # else a re-entrant call has tidied away what was still empty
             if topics is self.prefixes:
                 self._sort_in(name)
             self.chains = {}
@@ -345,7 +345,7 @@ class Hub:
 
     def _sort_out(self, prefix: str) -> None:
         place = bisect_right(self._sorted, prefix) - 1
-        with suppress(IndexError):  # somebody struck, and took some away
+        with suppress(IndexError):  # a re-entrant call has taken some away
             # atomic: no bytecode boundary
             if place >= 0 and prefix not in self.prefixes and self._sorted[place] == prefix:
                 del self._sorted[place]

@@ -58,7 +58,7 @@ class Threads:
 
         def open_in_thread() -> Watch:
             if not is_wanted:
-                raise StoreClosed  # which nobody hears of
+                raise StoreClosed  # which reaches no caller
             opened.append(store.open_watch(request))
             if not is_wanted:
                 opened[0].close()

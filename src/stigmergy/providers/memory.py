@@ -179,7 +179,7 @@ class MemoryStore(Store):
 
     def _perform(self, operation: Operation[Any]) -> Any:
         # An operation that exists is a valid one, and need not be checked again (benchmark: set through middleware).
-        # But a subclass may have a `commit` of its own, and somebody else may hold the `meta`, and change it.
+        # But a subclass may have a `commit` of its own, and the caller may hold the `meta`, and change it.
         if type(operation) is Commit and type(self) is MemoryStore:
             write = operation.writes[0]
             if type(write) is Set and write.meta is None and len(operation.writes) == 1:
@@ -204,7 +204,7 @@ class MemoryStore(Store):
         return now
 
     def _replace(self, key: str, value: Any) -> int:
-        """Replace what is at `key`, where that takes no more than a few stores to memory: nobody watches it, and no
+        """Replace what is at `key`, where that takes no more than a few stores to memory: it has no watch, and no
         deadline is known. Return the revision, or 0 for what is to go the long way.
 
         The way of most writes (benchmark: set): commit point and all that follows from it are one section.
