@@ -228,7 +228,7 @@ class Scene:
 
         def left() -> list[Subscription]:
             self.memory.watch("x").close()
-            return [each for each in self.memory._hub._everybody() if each not in sources and not each.ended]
+            return [each for each in self.memory._hub._members() if each not in sources and not each.ended]
 
         # A thread that has opened a watch holds it a moment longer than the task that it told. Without a GIL, what it
         # has made and a task has dropped is freed when that thread runs again.

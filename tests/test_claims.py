@@ -144,9 +144,9 @@ async def test_the_same_awaited() -> None:
 def test_nothing_is_left_behind(root: MemoryStore) -> None:
     with claim(root, "task", "w1", LONG):
         eventually(lambda: len(keepers()) == 1)
-        assert len(root._hub._everybody()) == 1
+        assert len(root._hub._members()) == 1
 
-    assert root._hub._everybody() == []
+    assert root._hub._members() == []
     eventually(lambda: keepers() == [])
 
 
@@ -231,7 +231,7 @@ def test_a_waiter_gives_up_in_time_and_is_never_granted(root: MemoryStore) -> No
     with claim(root, "task", "w1", LONG):
         with pytest.raises(TimeoutError), claim(root, "task", "w2", LONG, timeout=0.01):
             raise AssertionError("granted")
-        assert [each.ended for each in root._hub._everybody()].count(False) == 1, "its watch goes on"
+        assert [each.ended for each in root._hub._members()].count(False) == 1, "its watch goes on"
     assert owner_of(root, "task") is None
     assert root.scan().revision == 2
 
@@ -263,7 +263,7 @@ def test_a_waiter_of_a_store_that_is_closed_hears_of_it() -> None:
                 heard.append(error)
 
         waiting = in_thread(wait)
-        eventually(lambda: len(store._hub._everybody()) == 2)
+        eventually(lambda: len(store._hub._members()) == 2)
         store.close()
         waiting.join(PATIENCE)
         assert [type(each) for each in heard] == [StoreClosed]
@@ -643,7 +643,7 @@ def test_a_burst_of_other_writes_ends_neither_a_claim_nor_the_wait_for_it(url: s
     with open_store(url.format(tmp_path), history=100) as store:
         with claim(store, "task", "w1", LONG) as held:
             waiting = in_thread(wait)
-            eventually(lambda: len(store._hub._everybody()) == 2)  # type: ignore[attr-defined]
+            eventually(lambda: len(store._hub._members()) == 2)  # type: ignore[attr-defined]
             store.commit(*[Set(f"bulk:{number:06}", number) for number in range(2_000)])
             with store.watch("bulk:000000") as watch:
                 store.set("bulk:000000", "the last")
@@ -712,7 +712,7 @@ def test_who_waits_is_not_sent_away_by_what_it_cannot_read(tmp_path: Path) -> No
                 granted.append(held.token)
 
         waiting = in_thread(wait)
-        eventually(lambda: store._hub._everybody())
+        eventually(lambda: store._hub._members())
         other.set("task", "again")
         other.delete("task")
         waiting.join(PATIENCE)

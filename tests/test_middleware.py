@@ -759,7 +759,7 @@ def test_around_a_watch_an_async_function_is_refused_on_a_sync_store_and_leaves_
     with MemoryStore() as store:
         with pytest.raises(TypeError, match="ask is async"):
             apply_middleware(store, waiting).watch("a")
-        assert store._hub._everybody() == []
+        assert store._hub._members() == []
 
     assert [inspect.getcoroutinestate(each) for each in made] == [inspect.CORO_CLOSED]
 

@@ -437,16 +437,26 @@ async def test_an_opening_cancelled_after_any_number_of_steps_leaves_no_watch(
 
 
 class HeldUp:
-    """Holds up the watches of `store` in their threads, until it is told to let them be opened."""
+    """Holds up the watches of `store` in their threads, until `go_on` is set."""
 
     def __init__(self, store: AsyncStore) -> None:
         self.begun, self.go_on = Event(), Event()
         self.was_watched: list[bool] = []
         self._store = store
         self._open_watch = store.sync.open_watch
-        store.sync.open_watch = self._open_when_told  # type: ignore[method-assign]
+        store.sync.open_watch = self._open_late  # type: ignore[method-assign]
 
-    def _open_when_told(self, request: OpenWatch) -> Watch:
+    async def opening(self, way: Callable[[Any], Any]) -> asyncio.Task[None]:
+        """A task that opens a watch in this `way`, held up in its thread by now."""
+
+        async def open_one(store: AsyncStore) -> None:
+            await way(store.watch("a"))
+
+        task = asyncio.create_task(open_one(self._store))
+        assert await asyncio.to_thread(self.begun.wait, PATIENCE)
+        return task
+
+    def _open_late(self, request: OpenWatch) -> Watch:
         self.begun.set()
         assert self.go_on.wait(PATIENCE)
         watch = self._open_watch(request)
@@ -458,13 +468,9 @@ class HeldUp:
 async def test_an_answer_that_comes_after_the_cancellation_leaves_no_watch(
     make_blocking: Callable[[], AsyncStore], way: Callable[[Any], Any]
 ) -> None:
-    async def open_one(store: AsyncStore) -> None:
-        await way(store.watch("a"))
-
     async with make_blocking() as store:
         held_up = HeldUp(store)
-        task = asyncio.create_task(open_one(store))
-        assert await asyncio.to_thread(held_up.begun.wait, PATIENCE)
+        task = await held_up.opening(way)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -481,15 +487,11 @@ async def test_an_answer_that_comes_after_the_cancellation_leaves_no_watch(
 async def test_an_answer_that_comes_just_before_the_cancellation_leaves_no_watch_though_the_task_is_kept(
     make_blocking: Callable[[], AsyncStore], way: Callable[[Any], Any]
 ) -> None:
-    async def open_one(store: AsyncStore) -> None:
-        await way(store.watch("a"))
-
     async with make_blocking() as store:
         held_up = HeldUp(store)
-        task = asyncio.create_task(open_one(store))
-        assert await asyncio.to_thread(held_up.begun.wait, PATIENCE)
+        task = await held_up.opening(way)
         held_up.go_on.set()
-        eventually(lambda: all(call.done() for call in _pending_calls))  # in the loop, so that it tells nobody
+        eventually(lambda: all(call.done() for call in _pending_calls))  # blocks the loop: the task has not resumed yet
         await asyncio.sleep(0)
         task.cancel()
         await asyncio.wait([task])

@@ -287,7 +287,7 @@ def test_a_fork_while_the_clock_keeps_a_writer_waiting_leaves_both_processes_a_s
 
 @FORK
 @MANY_THREADS
-@pytest.mark.parametrize("moment", ["_end", "end", "_everybody"])
+@pytest.mark.parametrize("moment", ["_end", "end", "_members"])
 def test_a_fork_in_the_middle_of_a_close_gives_the_child_a_closed_store(moment: str) -> None:
     store = MemoryStore()
     watch = store.watch("a")

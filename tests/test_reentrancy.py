@@ -120,7 +120,7 @@ class Stage:
             kept = snapshot if self.watched is None else self.watched
             assert {key: self.inner.get(key) for key in kept if key in snapshot} == state
             assert self.inner.set("b", "after the end") == snapshot.revision + 1
-            assert len(self.inner._hub._everybody()) <= 4
+            assert len(self.inner._hub._members()) <= 4
         assert self.inner._lock.acquire(timeout=60)
         self.inner._lock.release()
         self.inner.close()

@@ -334,7 +334,7 @@ def test_what_is_not_granted_is_denied_before_any_effect(root: MemoryStore, guar
     with pytest.raises(AccessDenied):
         DENIED[what](guard.aio.sync)
     assert root.scan().revision == before
-    assert root._hub._everybody() == []
+    assert root._hub._members() == []
 
 
 @pytest.mark.parametrize(

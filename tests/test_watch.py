@@ -41,7 +41,7 @@ async def test_a_watch_that_nobody_holds_unsubscribes(store: Any, colour: Any) -
     await store.set("a", 1)
 
     assert [reference() for reference in gone] == [None, None, None]
-    assert raw._hub._everybody() == []
+    assert raw._hub._members() == []
     assert raw._hub.keys == {}
     assert raw._hub.prefixes == {}
 

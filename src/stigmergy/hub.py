@@ -185,24 +185,24 @@ class Hub:
         Those of the latest state go on from what is `current` for each, and as of which revision. `False`: there are
         others by now.
         """
-        everybody = [each for each in self._everybody() if each.has_begun]
-        if any(isinstance(each, LatestState) and each not in current for each in everybody):
+        begun = [each for each in self._members() if each.has_begun]
+        if any(isinstance(each, LatestState) and each not in current for each in begun):
             return False
-        for subscription in everybody:
+        for subscription in begun:
             is_there = subscription.epoch == epoch and subscription.seen >= revision
             if isinstance(subscription, EveryChange) and not is_there:
                 subscription.end(Compacted(subscription.bookmark(), oldest))
-        self._end([each for each in everybody if each.ended])
+        self._end([each for each in begun if each.ended])
         self.begin(epoch, revision)
         self.restarts += 1
-        for subscription in everybody:
+        for subscription in begun:
             if isinstance(subscription, LatestState):
                 subscription.restart(*current[subscription])
         return True
 
     def latest(self) -> list[LatestState]:
         """The watches of the latest state that have begun."""
-        return [each for each in self._everybody() if isinstance(each, LatestState) and each.has_begun]
+        return [each for each in self._members() if isinstance(each, LatestState) and each.has_begun]
 
     def leave(self, subscription: Subscription) -> None:
         """End `subscription`; takes the lock itself."""
@@ -212,10 +212,10 @@ class Hub:
         """End all watches, and forget what was remembered. Doing so again changes nothing."""
         ring, self.ring = self.ring, [None] * self.history
         self.to_release.append(ring)
-        self._end(self._everybody())
+        self._end(self._members())
 
     def locked(self, function: Callable[..., T], *args: Any) -> T:
-        """Return `function(*args)`, called with the lock held and everything settled. Then do what was put off."""
+        """Return `function(*args)`, called with the lock held and no commit pending. Then do what was put off."""
         try:
             with self.lock:
                 self._settle_while_locked()
@@ -228,7 +228,7 @@ class Hub:
         return result
 
     def recover(self) -> None:
-        """Finish what an interrupted user of the lock left: a commit may be a fact, and nobody have heard of it."""
+        """Finish what an interrupted user of the lock left: a commit may be a fact, and not applied."""
         with self.lock:
             self._settle_while_locked()
         self.run_deferred()
@@ -249,8 +249,8 @@ class Hub:
         except BaseException:
             # Interrupted with one in hand. A needless wake-up does no harm, a lost one does: wake them all.
             with self.lock:
-                everybody = [*self._everybody(), *self.to_wake.copy()]
-            for each in everybody if subscription is None else [subscription, *everybody]:
+                members = [*self._members(), *self.to_wake.copy()]
+            for each in members if subscription is None else [subscription, *members]:
                 each.wake_all()
             raise
 
@@ -280,9 +280,9 @@ class Hub:
         self.lock = lock
         self.settle()
         self.epoch = new_epoch()
-        for subscription in self._everybody():
+        for subscription in self._members():
             subscription.waiters.clear()
-        self._end(self._everybody())
+        self._end(self._members())
         self.tidy()
         self.to_wake.clear()
 
@@ -350,7 +350,7 @@ class Hub:
             if place >= 0 and prefix not in self.prefixes and self._sorted[place] == prefix:
                 del self._sorted[place]
 
-    def _everybody(self) -> list[Subscription]:
+    def _members(self) -> list[Subscription]:
         topics = [*self.keys.copy().values(), *self.prefixes.copy().values()]
         return list(dict.fromkeys(member for members in topics for member in members.copy()))
 

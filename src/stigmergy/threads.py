@@ -83,7 +83,7 @@ class Threads:
 
 
 class _Pool:
-    """Holds its workers: they end, all calls done, when nobody holds the pool any more."""
+    """Holds its workers: they end, all calls done, when the pool is dropped."""
 
     def __init__(self) -> None:
         workers = _Workers()

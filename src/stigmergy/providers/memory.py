@@ -6,10 +6,10 @@ nothing has happened; after it nothing can be taken back.
 
 Rolling forward. `_settle` does what follows from a fact: the dict, the deadlines, the ring and the watches; it ends by
 clearing `_pending`. The committer may be interrupted in the midst of it, for good (a `KeyboardInterrupt`) or by a
-handler or finaliser that uses the store. So every user of the lock settles first, and settling again does no harm: each
-step knows by its revision whether it was done. Readers that take no lock look at `_pending`, and take the lock if it is
-set. Without this, an interrupted `set` would have used a revision up while the dict still holds the value before: the
-next write would report a wrong `old_value`, and watches would never receive the change between.
+handler or finaliser that uses the store. So every user of the lock first applies what is pending, and doing so again
+does no harm: each step knows by its revision whether it was done. Readers that take no lock look at `_pending`, and
+take the lock if it is set. Without this, an interrupted `set` would have used a revision up while the dict still holds
+the value before: the next write would report a wrong `old_value`, and watches would never receive the change between.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _EXPIRES: Final = 4
 _DEADLINE: Final = 7
 _SET, _DELETE = Op.SET, Op.DELETE
 _CLOSED: tuple[_Record, ...] = ()
-"""The commit that is never settled: each reader and writer finds it pending, takes the lock, and is told."""
+"""The commit that is pending for ever: each reader and writer finds it, takes the lock, and gets `StoreClosed`."""
 
 
 class MemoryStore(Store):
@@ -353,7 +353,7 @@ class MemoryStore(Store):
             if op is _DELETE or before is None:
                 self._order.touch(key)
             if self._pending is not pending:
-                return done  # a re-entrant call has settled all of this, and may have written since
+                return done  # a re-entrant call has applied all of this, and may have written since
             # atomic: no bytecode boundary, since that look
             if op is _SET:
                 self._entries[key] = stored
@@ -375,7 +375,7 @@ class MemoryStore(Store):
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def _read_while_locked(self, key: str) -> _Stored | None:
-        """For when the quick way is barred: a commit is unsettled, a deadline has passed, or the store is closed."""
+        """For when the quick way is barred: a commit is pending, a deadline has passed, or the store is closed."""
         self._enter_while_locked()
         return self._entries.get(key)
 
